@@ -1,0 +1,6 @@
+"""lowdim: find the small subspace in which a deep low-rank model trains, and train only there."""
+
+from .narrow import Narrow, compress
+from .subspace import leading_subspace, principal_angles
+
+__all__ = ["Narrow", "compress", "leading_subspace", "principal_angles"]

@@ -1,0 +1,92 @@
+"""Leading singular subspaces of a matrix, and the angles between subspaces.
+
+The one place that finds a subspace: networks are compressed with it (narrow.py), and so will gradients and adapters be.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Method = Literal["exact", "randomized", "warm"]
+
+OVERSAMPLING = 10  # extra random directions; Halko et al. 2011 recommend 5 to 10
+
+
+def leading_subspace(
+    matrix: Tensor,
+    rank: int,
+    *,
+    method: Method = "exact",
+    start: Tensor | None = None,
+    passes: int = 2,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """An orthonormal basis of the span of the `rank` leading left singular vectors; shape (rows, rank).
+
+    Pass `matrix.mT` for right singular vectors. The basis has the device and dtype of the matrix; half precision is
+    computed in float32.
+
+    matrix: (rows, cols), finite.
+    rank: 1 <= rank <= min(rows, cols).
+    method: "exact", one thin SVD. "randomized", subspace iteration from random directions (Halko, Martinsson & Tropp
+        2011, arXiv 0909.4061, Algorithms 4.4 and 5.1): the sine of the angle to the exact subspace falls like
+        (sigma_{rank+1+10} / sigma_rank)^(2 passes + 1). "warm", the same iteration from `start`, without extra
+        directions: cheap where a slowly changing matrix had the subspace `start` a little earlier.
+    start: (rows, rank), required by "warm" and by it alone; need not be orthonormal.
+    passes: power iterations of the last two methods, >= 1; each multiplies by the matrix and its transpose.
+    generator: draws the random directions; by default one seeded with 0, so that all processes of a job agree.
+
+    Raises ValueError if an argument is out of range or the matrix is not finite.
+    """
+    _check(matrix, rank, method, start, passes)
+    work = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
+    if method == "exact":
+        return torch.linalg.svd(work, full_matrices=False).U[:, :rank].to(matrix.dtype)
+    if start is None:
+        generator = generator or torch.Generator(matrix.device).manual_seed(0)
+        directions = min(rank + OVERSAMPLING, *matrix.shape)
+        random = torch.randn(matrix.shape[1], directions, generator=generator, dtype=work.dtype, device=work.device)
+        start = work @ random
+    basis = torch.linalg.qr(start.to(work.dtype)).Q
+    for _ in range(passes):
+        basis = torch.linalg.qr(work.mT @ basis).Q
+        basis = torch.linalg.qr(work @ basis).Q
+    within = torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
+    return (basis @ within).to(matrix.dtype)
+
+
+def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
+    """The principal angles between two subspaces in radians, smallest first; shape (min(k, l),).
+
+    From sines where an angle is small and from cosines where it is large, so that each is accurate to machine precision
+    (Björck & Golub 1973, Math. Comp. 27).
+
+    basis, other: (rows, k) and (rows, l) with linearly independent columns, orthonormal or not.
+    """
+    if basis.ndim != 2 or other.ndim != 2 or len(basis) != len(other):
+        raise ValueError(f"bases of shapes {tuple(basis.shape)} and {tuple(other.shape)}: give two with equally many rows")
+    if basis.shape[1] < other.shape[1]:
+        basis, other = other, basis
+    larger, smaller = torch.linalg.qr(basis).Q, torch.linalg.qr(other).Q
+    inner = larger.mT @ smaller
+    cosines = torch.linalg.svdvals(inner).clamp(max=1)
+    sines = torch.linalg.svdvals(smaller - larger @ inner).clamp(max=1).flip(0)
+    return torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
+
+
+def _check(matrix: Tensor, rank: int, method: Method, start: Tensor | None, passes: int) -> None:
+    if matrix.ndim != 2 or not matrix.is_floating_point():
+        raise ValueError(f"a {matrix.dtype} tensor of shape {tuple(matrix.shape)}: give a floating-point matrix")
+    if not 1 <= rank <= min(matrix.shape):
+        raise ValueError(f"rank = {rank} of a {tuple(matrix.shape)} matrix: take 1 <= rank <= {min(matrix.shape)}")
+    if method not in ("exact", "randomized", "warm"):
+        raise ValueError(f"method = {method!r}: take 'exact', 'randomized' or 'warm'")
+    if (start is not None) != (method == "warm"):
+        raise ValueError(f"method = {method!r} with start = {start if start is None else 'given'}: 'warm' alone needs one")
+    if start is not None and start.shape != (len(matrix), rank):
+        raise ValueError(f"start of shape {tuple(start.shape)}: 'warm' needs ({len(matrix)}, {rank}), rows by rank")
+    if passes < 1:
+        raise ValueError(f"passes = {passes}: take at least one power iteration")
+    if not torch.isfinite(matrix).all():
+        raise ValueError("the matrix holds NaN or infinity: find the step that made it (is the learning rate too large?)")

@@ -1,0 +1,1 @@
+"""What is watched: gradient descent as it is, run without knowing what theory predicts."""

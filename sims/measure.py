@@ -1,0 +1,52 @@
+"""Measurements on weights, made without knowing what theory predicts."""
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.linalg import subspace_angles
+
+Matrix = Float64[np.ndarray, "rows cols"]
+
+
+def singular_values(weight: Matrix) -> Float64[np.ndarray, " rank"]:
+    """sigma_1 >= sigma_2 >= ... of a matrix."""
+    return np.linalg.svd(weight, compute_uv=False)
+
+
+def idle_scale(weight: Matrix, idle: int) -> float:
+    """The mean of the `idle` neighbouring singular values that lie closest together: the flat part of a spectrum."""
+    return float(np.mean(_flattest(singular_values(weight), idle)))
+
+
+def idle_spread(weight: Matrix, idle: int) -> float:
+    """Largest minus smallest of the `idle` neighbouring singular values that lie closest together."""
+    return float(np.ptp(_flattest(singular_values(weight), idle)))
+
+
+def _flattest(values: Float64[np.ndarray, " n"], count: int) -> Float64[np.ndarray, " count"]:
+    if not 1 <= count <= len(values):
+        raise ValueError(f"idle = {count} of {len(values)} singular values: take 1 <= idle <= {len(values)}")
+    windows = np.lib.stride_tricks.sliding_window_view(values, count)
+    return windows[np.argmin(np.ptp(windows, axis=1))]
+
+
+def largest_angle(basis: Matrix, other: Matrix) -> float:
+    """The largest principal angle, in radians, between the spans of two bases of equal size."""
+    return float(subspace_angles(basis, other)[0])
+
+
+def singular_blocks(weight: Matrix, rank: int) -> tuple[Matrix, Matrix, Matrix]:
+    """Right singular vectors of the `rank` largest values, of those between, and of the `rank` smallest."""
+    right = np.linalg.svd(weight)[2].T
+    return right[:, :rank], right[:, rank:-rank], right[:, -rank:]
+
+
+def effective_rank(weight: Matrix) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007, EUSIPCO): between 1 and the rank."""
+    values = singular_values(weight)
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def relative_error(found: Matrix, target: Matrix) -> float:
+    """|found - target|_F / |target|_F."""
+    return float(np.linalg.norm(found - target) / np.linalg.norm(target))

@@ -1,0 +1,1 @@
+"""What is proved: numpy and sympy in float64, no torch, no files. Start with README.md."""

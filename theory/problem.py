@@ -1,0 +1,84 @@
+"""What is being solved. The one module that theory and sims share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Deep matrix factorization by gradient descent from an orthogonal start.
+
+        min_W 1/2 |W_L ... W_1 - Phi|_F^2 + lam/2 sum_l |W_l|_F^2,     W_l(0) = eps_l Q_l,  Q_l orthogonal,
+        W_l <- (1 - eta lam) W_l - eta grad_l   for all l at once.
+
+    The loss is the unnormalised one; papers that average over the d^2 entries quote eta d^2 as their step.
+
+    Raises ValueError for values that the theorem does not cover or that gradient descent cannot survive.
+    """
+
+    width: int = 30
+    """d: every W_l and Phi are d x d."""
+    spectrum: tuple[float, ...] = (10.0, 9.0, 8.0)
+    """sigma_1 >= ... >= sigma_r > 0: the singular values of Phi; their number is its rank r, and 2 r < d."""
+    depth: int = 3
+    """L, the number of factors."""
+    scales: float | tuple[float, ...] = 1.0
+    """eps_l: one scale for all layers, or one for each, W_1 first."""
+    lr: float = 1 / 900
+    """eta, the step of gradient descent on the unnormalised loss."""
+    decay: float = 0.0
+    """lam, the weight decay."""
+    seed: int = 0
+    """Seeds the singular vectors of Phi and the Q_l."""
+
+    def __post_init__(self) -> None:
+        self._check_shape()
+        self._check_start()
+        self._check_step()
+
+    @property
+    def rank(self) -> int:
+        """r, the rank of Phi."""
+        return len(self.spectrum)
+
+    @property
+    def idle(self) -> int:
+        """d - 2r, the dimension of the idle block of every layer."""
+        return self.width - 2 * self.rank
+
+    @property
+    def eps(self) -> tuple[float, ...]:
+        """eps_1, ..., eps_L."""
+        return self.scales if isinstance(self.scales, tuple) else (self.scales,) * self.depth
+
+    @property
+    def stable_lr(self) -> float:
+        """Above 2 / (L sigma_1^(2 - 2/L) + lam), the balanced minimum repels gradient descent."""
+        return 2 / (self.depth * self.spectrum[0] ** (2 - 2 / self.depth) + self.decay)
+
+    def _check_shape(self) -> None:
+        if self.depth < 2:
+            raise ValueError(f"depth = {self.depth}: one factor is linear regression; take depth >= 2")
+        if not self.spectrum or min(self.spectrum) <= 0 or list(self.spectrum) != sorted(self.spectrum, reverse=True):
+            raise ValueError(f"spectrum = {self.spectrum}: give the positive singular values, largest first")
+        if self.idle <= 0:
+            raise ValueError(
+                f"rank = {self.rank} with width = {self.width}: the active block of size 2 rank = {2 * self.rank} fills "
+                f"the whole layer and nothing is idle; take rank <= {(self.width - 1) // 2} or width > {2 * self.rank}"
+            )
+
+    def _check_start(self) -> None:
+        if len(self.eps) != self.depth:
+            raise ValueError(f"{len(self.eps)} scales for depth = {self.depth}: give one for all layers, or one for each")
+        if min(self.eps) <= 0:
+            raise ValueError(f"scales = {self.scales}: a layer of scale <= 0 never leaves zero; take scales > 0")
+
+    def _check_step(self) -> None:
+        if self.decay < 0:
+            raise ValueError(f"decay = {self.decay}: negative weight decay makes the weights grow; take decay >= 0")
+        if self.lr <= 0:
+            raise ValueError(f"lr = {self.lr}: a step <= 0 does not descend; take 0 < lr < {self.stable_lr:.3g}")
+        if self.lr >= self.stable_lr:
+            raise ValueError(
+                f"lr = {self.lr}: at and above 2 / (L sigma_1^(2 - 2/L) + lam) = {self.stable_lr:.3g} gradient descent "
+                f"is unstable at the solution; take lr = {self.stable_lr / 2:.3g}"
+            )
