@@ -1,0 +1,129 @@
+"""Compute, check and draw figures: python -m figures [NAME ...|all] [--quick|--full] [--field value ...]."""
+
+import difflib
+import json
+import pkgutil
+import platform
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import figures
+from figures.claims import Claim, hold
+
+OUT = Path(__file__).parent / "out"
+NOT_FIGURES = {"__main__", "claims", "style"}
+HELP = """usage: ./run figures [NAME ...] [--quick | --full] [--field value ...]
+
+Computes, checks, then draws figures into figures/out; without a name, all of them. A figure whose check fails is not saved.
+
+  --quick        the same figures from smaller problems, in seconds, into figures/out/quick
+  --full         the papers' sizes, into figures/out/full; hours of CPU time for some
+  --field value  change a field of one figure's Spec; ./run figures NAME --help lists them
+
+figures:
+"""
+
+
+def names() -> list[str]:
+    """All figures: every module of this folder but the machinery."""
+    return sorted(module.name for module in pkgutil.iter_modules(figures.__path__) if module.name not in NOT_FIGURES)
+
+
+def main(arguments: list[str]) -> int:
+    """Make the figures that the arguments name; the number of those that failed."""
+    chosen = arguments[: next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))]
+    options = arguments[len(chosen) :]
+    size = next((option for option in ("--quick", "--full") if option in options), None)
+    fields = [option for option in options if option != size]
+    if not chosen and ("--help" in fields or "-h" in fields):
+        print(HELP + "\n".join(f"  {name:20} {_claim(name)}" for name in names()))
+        return 0
+    selected = names() if chosen in ([], ["all"]) else chosen
+    for name in selected:
+        _check_name(name)
+    if fields and len(selected) != 1:
+        sys.exit(f"{' '.join(fields)}: fields belong to one figure; name it, as in ./run figures {names()[0]} {fields[0]}")
+    specs = [_spec(name, size, fields) for name in selected]
+    failed = [name for name, spec in zip(selected, specs, strict=True) if not _made(name, spec, (size or "")[2:])]
+    if failed:
+        print(f"{len(failed)} of {len(selected)} figures failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+def _claim(name: str) -> str:
+    return (import_module(f"figures.{name}").__doc__ or "").splitlines()[0]
+
+
+def _check_name(name: str) -> None:
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
+        sys.exit(f"no figure is called {name!r}; did you mean {near!r}? There are: {', '.join(names())}")
+
+
+def _spec(name: str, size: str | None, fields: list[str]) -> Any:
+    import tyro  # only now: --help and typing errors answer at once
+
+    spec = import_module(f"figures.{name}").Spec()
+    spec = {"--quick": spec.quick, "--full": spec.full, None: lambda: spec}[size]()
+    try:
+        return tyro.cli(type(spec), default=spec, args=fields, prog=f"./run figures {name}") if fields else spec
+    except ValueError as error:  # a Spec refuses impossible values and says what to do
+        sys.exit(f"{name}: {error}")
+
+
+def _made(name: str, spec: Any, size: str) -> bool:
+    from rich.console import Console
+    from rich.table import Table
+    from threadpoolctl import threadpool_limits
+
+    console, begun = Console(), time.perf_counter()
+    try:
+        with threadpool_limits(1):  # CPU times that compare, and two threads crawl on a busy machine
+            claims = make(name, spec, OUT / size)
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, ArithmeticError)) and type(error).__name__ != "Refuted":
+            traceback.print_exc()
+        console.print(f"[bold red]✗ {name}[/]: {error}", highlight=False)
+        return False
+    path = (OUT / size / name).relative_to(Path.cwd()) if OUT.is_relative_to(Path.cwd()) else OUT / size / name
+    table = Table("claim", "measured", "bound", title=f"{name}: {_claim(name)}", title_justify="left", title_style="bold")
+    for claim in claims:
+        table.add_row(claim.text, f"{claim.value:.4g}", claim.bound)
+    console.print(table, f"[green]✓[/] {path}.png, .pdf, .json after {time.perf_counter() - begun:.0f} s\n", highlight=False)
+    return True
+
+
+def make(name: str, spec: Any, folder: Path) -> list[Claim]:
+    """Compute a figure, check its claims, and only then save NAME.png, NAME.pdf and NAME.json, each in one piece."""
+    from figures import style
+    from lm_experiments.assets import write_atomically
+
+    figure = import_module(f"figures.{name}")
+    data = figure.data(spec)
+    claims = figure.check(data)
+    hold(claims)
+    versions = {package: metadata.version(package) for package in ("numpy", "scipy", "torch", "matplotlib")}
+    record = {
+        "figure": name,
+        "spec": asdict(spec),
+        "claims": [{"claim": claim.text, "measured": float(claim.value), "bound": claim.bound} for claim in claims],
+        "versions": {"python": platform.python_version(), **versions},
+    }
+    drawn = figure.draw(data)
+    about = json.dumps(record["spec"], default=str)
+    for kind in ("png", "pdf"):
+        write_atomically(folder / f"{name}.{kind}", style.rendered(drawn, kind, about))
+    write_atomically(folder / f"{name}.json", json.dumps(record, indent=2, default=str).encode())
+    return claims
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("stopped; finished figures are in figures/out, the others can be made again by name")

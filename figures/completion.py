@@ -1,0 +1,141 @@
+"""Matrix completion: the compressed network needs its outer factors trained a little, or it stalls.
+
+After Yaras et al. 2024 (arXiv 2406.04112), deep matrix completion with gamma = 0.01 and gamma = 0; gamma is the learning
+rate of the outer factors over that of the cores. --full is their d = 1000, r = 5, 20 % observed, eps = 1e-3 and step 5e3 on
+the mean over all d^2 entries, that is eta = 5e3 / d^2 = 5e-3 on ours. The observed entries are on average `density` times
+all of them, so that the step on their loss is `problem.lr / density`.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from matplotlib.figure import Figure
+
+from figures import style
+from figures.claims import Claim
+from lowdim.narrow import Narrow, compress
+from sims.dynamics import Run, Weights, gradient_descent, observe, product
+from sims.losses import Completion
+from sims.measure import relative_error
+from sims.start import observed, problem_start, problem_target, to_torch
+from theory.problem import Problem
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A target, the share of it that is observed, and the rates of the outer factors."""
+
+    problem: Problem = Problem(width=200, spectrum=(30.0, 27.0, 24.0, 21.0, 18.0), scales=1e-2, lr=3e-3)  # noqa: RUF009
+    density: float = 0.3
+    """Share of the entries that is observed, in (0, 1]."""
+    gammas: tuple[float, ...] = (0.1, 0.01, 0.0)
+    """Learning rate of the outer factors over that of the cores."""
+    steps: int = 4000
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        observed((1, 1), self.density, np.random.default_rng())  # refuses a density outside (0, 1]
+        if not self.gammas or min(self.gammas) < 0:
+            raise ValueError(f"gammas = {self.gammas}: give one or more ratios >= 0")
+
+    @property
+    def lr(self) -> float:
+        """eta on the loss of the observed entries."""
+        return self.problem.lr / self.density
+
+    def quick(self) -> "Spec":
+        """The same at width 100, where the singular values that give the same entries are smaller."""
+        problem = replace(self.problem, width=100, lr=8e-3, spectrum=(20.0, 18.0, 16.0, 14.0, 12.0))
+        return replace(self, problem=problem, density=0.4, steps=2000)
+
+    def full(self) -> "Spec":
+        """The paper's size; about 16 CPU hours."""
+        problem = Problem(width=1000, spectrum=(63.0, 62.7, 62.4, 62.1, 61.8), scales=1e-3, lr=1e-3)
+        return replace(self, problem=problem, density=0.2, gammas=(0.01, 0.0), steps=170_000, every=1000)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Runs by name; each measured |E - Phi|_F / |Phi|_F, the original also how far it leaves the compressed subspace."""
+
+    spec: Spec
+    runs: dict[str, Run]
+    leak: Float64[np.ndarray, " times"]
+    """|W_1(t) - W_1(0) outside the subspaces|_F / |W_1(t) - W_1(0)|_F of the original; 0 at t = 0."""
+
+
+def data(spec: Spec) -> Data:
+    """Run the original and one compressed network for each gamma on the same entries."""
+    problem, start, target = spec.problem, problem_start(spec.problem), problem_target(spec.problem)
+    rng = np.random.default_rng([problem.seed, 2])
+    loss = Completion(target, observed(target.shape, spec.density, rng).astype(float))
+    first_step = -loss.gradient(product(start))
+    narrow = compress(to_torch(*start), torch.from_numpy(first_step), problem.rank)
+    factors = tuple(factor.contiguous().numpy() for factor in narrow.factors)
+
+    def error(weights: Weights) -> float:
+        return relative_error(product(weights), target)
+
+    def error_and_leak(weights: Weights) -> tuple[float, ...]:
+        return error(weights), _leak(weights[0] - start[0], start[0], narrow)
+
+    step = gradient_descent(loss, spec.lr, problem.decay)
+    runs = {ORIGINAL: observe(step, start, spec.steps, spec.every, error_and_leak, ORIGINAL)}
+    for gamma in spec.gammas:
+        rates = (gamma * spec.lr, *(spec.lr,) * problem.depth, gamma * spec.lr)
+        step, name = gradient_descent(loss, rates, problem.decay), rf"compressed, $\gamma={gamma:g}$"
+        runs[name] = observe(step, factors, spec.steps, spec.every, lambda weights: (error(weights),), name)
+    return Data(spec, runs, runs[ORIGINAL].values[:, 1])
+
+
+def _leak(moved: np.ndarray, first: np.ndarray, narrow: Narrow) -> float:
+    """Share of a movement of W_1 outside S_1 and S_0, where S_1 = W_1(0) S_0."""
+    right = narrow.right.numpy()
+    left = np.linalg.qr(first @ right)[0]
+    size = np.linalg.norm(moved)
+    return float(np.linalg.norm(moved - left @ (left.T @ moved @ right) @ right.T) / size) if size else 0.0
+
+
+def check(data: Data) -> list[Claim]:
+    """gamma > 0 follows the original to a small error, gamma = 0 stalls, since part of the movement leaks."""
+    original, half = data.runs[ORIGINAL], {name: _half(run) for name, run in data.runs.items()}
+    claims = [
+        Claim("original: final relative error", original.values[-1, 0], at_most=1e-4),
+        Claim("original: share of W_1's movement outside the first subspaces", data.leak[-1], at_least=0.1, at_most=0.7),
+    ]
+    for gamma, (name, run) in zip(data.spec.gammas, list(data.runs.items())[1:], strict=True):
+        if gamma:
+            claims.append(Claim(f"gamma = {gamma:g}: final relative error", run.values[-1, 0], at_most=1e-3))
+            ratio = half[name] / half[ORIGINAL]
+            claims.append(Claim(f"gamma = {gamma:g}: steps to half error / original's", ratio, at_least=0.9, at_most=1.1))
+        else:
+            claims.append(Claim("gamma = 0: final relative error", run.values[-1, 0], at_least=0.05))
+    return claims
+
+
+def _half(run: Run) -> float:
+    """The first measured step with |E - Phi|^2 below half of |Phi|^2."""
+    below = run.values[:, 0] ** 2 < 0.5
+    return float(run.steps[below][0]) if below.any() else np.inf
+
+
+def draw(data: Data) -> Figure:
+    """Error against steps and against time, and the reason for the stall."""
+    figure, axes = style.panels(1, 3, height=2.4)
+    colours = (style.BLUE, style.GREEN, style.ORANGE, style.RED, style.PURPLE, style.SKY)
+    for (name, run), colour in zip(data.runs.items(), colours, strict=False):
+        line = "o-" if name == ORIGINAL else "-"
+        axes[0].semilogy(run.steps, run.values[:, 0], line, color=colour, label=name, markevery=4)
+        axes[1].loglog(run.seconds[1:], run.values[1:, 0], line, color=colour, label=name, markevery=4)
+    axes[0].set(xlabel="step $t$", ylabel=r"$\|E-\Phi\|_F\,/\,\|\Phi\|_F$")
+    axes[1].set(xlabel="CPU time [s]")
+    axes[2].plot(data.runs[ORIGINAL].steps, 100 * data.leak, "o-", color=style.BLUE, markevery=4, label="original, $W_1$")
+    axes[2].set(xlabel="step $t$", ylabel="movement outside [%]", ylim=(0, 100))
+    axes[1].legend(loc="lower left")
+    axes[2].legend()
+    style.title(axes, "error", "error against CPU time", "why $\\gamma = 0$ stalls")
+    return figure

@@ -1,0 +1,1 @@
+"""Real models and real data. So far: the MovieLens-100K ratings; language models follow."""
