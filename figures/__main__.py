@@ -19,7 +19,8 @@ OUT = Path(__file__).parent / "out"
 NOT_FIGURES = {"__main__", "claims", "style"}
 HELP = """usage: ./run figures [NAME ...] [--quick | --full] [--field value ...]
 
-Computes, checks, then draws figures into figures/out; without a name, all of them. A figure whose check fails is not saved.
+Computes, checks, then draws figures into figures/out; without a name, all of them. A figure whose check fails is not
+saved.
 
   --quick        the same figures from smaller problems, in seconds, into figures/out/quick
   --full         the papers' sizes, into figures/out/full; hours of CPU time for some
@@ -47,7 +48,9 @@ def main(arguments: list[str]) -> int:
     for name in selected:
         _check_name(name)
     if fields and len(selected) != 1:
-        sys.exit(f"{' '.join(fields)}: fields belong to one figure; name it, as in ./run figures {names()[0]} {fields[0]}")
+        sys.exit(
+            f"{' '.join(fields)}: fields belong to one figure; name it, as in ./run figures {names()[0]} {fields[0]}"
+        )
     specs = [_spec(name, size, fields) for name in selected]
     failed = [name for name, spec in zip(selected, specs, strict=True) if not _made(name, spec, (size or "")[2:])]
     if failed:
@@ -91,10 +94,14 @@ def _made(name: str, spec: Any, size: str) -> bool:
         console.print(f"[bold red]✗ {name}[/]: {error}", highlight=False)
         return False
     path = (OUT / size / name).relative_to(Path.cwd()) if OUT.is_relative_to(Path.cwd()) else OUT / size / name
-    table = Table("claim", "measured", "bound", title=f"{name}: {_claim(name)}", title_justify="left", title_style="bold")
+    table = Table(
+        "claim", "measured", "bound", title=f"{name}: {_claim(name)}", title_justify="left", title_style="bold"
+    )
     for claim in claims:
         table.add_row(claim.text, f"{claim.value:.4g}", claim.bound)
-    console.print(table, f"[green]✓[/] {path}.png, .pdf, .json after {time.perf_counter() - begun:.0f} s\n", highlight=False)
+    console.print(
+        table, f"[green]✓[/] {path}.png, .pdf, .json after {time.perf_counter() - begun:.0f} s\n", highlight=False
+    )
     return True
 
 

@@ -1,7 +1,7 @@
 """Every weight matrix moves only in a subspace of 2r dimensions; on the rest it is one scalar that theory predicts.
 
-After Yaras et al. 2024 (arXiv 2406.04112), the evolution of the singular values and vectors of W_1: d = 30, r = 3, L = 3,
-eps = 1, step 1 on the mean loss, that is eta = 1/d^2 on ours.
+After Yaras et al. 2024 (arXiv 2406.04112), the evolution of the singular values and vectors of W_1: d = 30, r = 3,
+L = 3, eps = 1, step 1 on the mean loss, that is eta = 1/d^2 on ours.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from sims.dynamics import Weights, gradient_descent, product, rollout
+from sims.dynamics import Weights, gradient_descent, rollout
 from sims.losses import Factorization
 from sims.measure import idle_scale, largest_angle, singular_blocks, singular_values
 from sims.start import problem_start, problem_target
@@ -109,12 +109,18 @@ def check(data: Data) -> list[Claim]:
     r = data.spec.paper.rank
     return [
         Claim("max |W_l simulated - predicted|, all layers and steps", float(data.deviation.max()), at_most=1e-12),
-        Claim("max deviation of the singular values of W_1", np.abs(data.simulated - data.predicted).max(), at_most=1e-12),
+        Claim(
+            "max deviation of the singular values of W_1", np.abs(data.simulated - data.predicted).max(), at_most=1e-12
+        ),
         Claim("max |idle scale - rho|", np.abs(data.idle_simulated - data.idle_predicted).max(), at_most=1e-12),
         Claim("largest angle of the idle subspace to t = 1, rad", float(data.angles[:, 1].max()), at_most=1e-9),
         Claim("final angle of the top r subspace to t = 1, rad", float(data.angles[-1, 0]), at_least=0.05),
-        Claim("singular values above the idle ones at the end", _moved(data.simulated[-1], r, 1), at_least=r, at_most=r),
-        Claim("singular values below the idle ones at the end", _moved(data.simulated[-1], r, -1), at_least=r, at_most=r),
+        Claim(
+            "singular values above the idle ones at the end", _moved(data.simulated[-1], r, 1), at_least=r, at_most=r
+        ),
+        Claim(
+            "singular values below the idle ones at the end", _moved(data.simulated[-1], r, -1), at_least=r, at_most=r
+        ),
     ]
 
 

@@ -1,14 +1,14 @@
 """Real ratings: on MovieLens-100K the compressed network predicts as well as the original, at a fraction of the work.
 
-After Kwon et al. 2023 (arXiv 2311.05061), rank 10, here with the compression of Yaras et al. 2024 (gamma = 0.01). Ratings
-are split 80 / 10 / 10; each method stops, or is tuned, where its error on the validation ratings is smallest. The paper
-minimises half the mean square on raw ratings; we take the training mean off, without which the first singular value
-dictates a step ten times smaller. Our loss is the unnormalised one over the observed entries.
+After Kwon et al. 2023 (arXiv 2311.05061), rank 10, here with the compression of Yaras et al. 2024 (gamma = 0.01).
+Ratings are split 80 / 10 / 10; each method stops, or is tuned, where its error on the validation ratings is smallest.
+The paper minimises half the mean square on raw ratings; we take the training mean off, without which the first singular
+value dictates a step ten times smaller. Our loss is the unnormalised one over the observed entries.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from time import process_time
 
@@ -76,7 +76,7 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """One curve a method: columns are CPU seconds and root mean square errors on training, validation and test ratings."""
+    """One curve a method; columns: CPU seconds, root mean square error on training, validation and test ratings."""
 
     spec: Spec
     curves: dict[str, Curve]
@@ -113,7 +113,9 @@ def data(spec: Spec) -> Data:
         spec,
         {
             **_networks(spec, split, centred, known),
-            TUNED: _best(_als(spec, split, raw, known, penalty, off) for penalty, off in product(spec.penalties, (0, 1))),
+            TUNED: _best(
+                _als(spec, split, raw, known, penalty, off) for penalty, off in product(spec.penalties, (0, 1))
+            ),
             UNPENALISED: _best(_als(spec, split, raw, known, 1e-3, off) for off in (0, 1)),
             SVD: _best(_svd(split, centred, rank) for rank in spec.svd_ranks),
             MEAN: np.array([(0.0, *split.errors(np.full(ratings.shape, split.mean)))]),
@@ -126,8 +128,8 @@ def _densest(ratings: Ratings, users: int, items: int) -> Ratings:
     active = np.argsort(-np.bincount(ratings.users), kind="stable")[:users]
     popular = np.argsort(-np.bincount(ratings.items), kind="stable")[:items]
     kept = np.isin(ratings.users, active) & np.isin(ratings.items, popular)
-    columns = (np.unique(column[kept], return_inverse=True)[1] for column in (ratings.users, ratings.items))
-    return Ratings(*columns, ratings.values[kept])
+    users_left, items_left = (np.unique(ids[kept], return_inverse=True)[1] for ids in (ratings.users, ratings.items))
+    return Ratings(users_left, items_left, ratings.values[kept])
 
 
 def _networks(spec: Spec, split: Split, centred: np.ndarray, known: np.ndarray) -> dict[str, Curve]:
@@ -193,7 +195,11 @@ def check(data: Data) -> list[Claim]:
     test = {name: chosen(curve)[1] for name, curve in data.curves.items()}
     compressed = test[COMPRESSED]
     return [
-        Claim(f"test RMSE of the compressed network, the original's being {test[ORIGINAL]:.3f}", compressed, at_most=test[ORIGINAL] + 0.015),
+        Claim(
+            f"test RMSE of the compressed network, the original's being {test[ORIGINAL]:.3f}",
+            compressed,
+            at_most=test[ORIGINAL] + 0.015,
+        ),
         Claim("compressed / mean rating", compressed / test[MEAN], at_most=0.9),
         Claim("compressed / truncated SVD", compressed / test[SVD], at_most=0.97),
         Claim("compressed / ALS with hardly any penalty", compressed / test[UNPENALISED], at_most=0.97),
@@ -219,6 +225,11 @@ def draw(data: Data) -> Figure:
     axes[1].set(xlabel="CPU time [s]", ylim=(0.88, 1.14))
     axes[2].set(xlabel="step $t$", ylabel="training RMSE [stars]")
     axes[2].legend()
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, title="test RMSE where the validation error is smallest")
+    figure.legend(
+        *axes[1].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        title="test RMSE where the validation error is smallest",
+    )
     style.title(axes, "test error", "test error against CPU time", "training error")
     return figure

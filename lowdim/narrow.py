@@ -1,19 +1,21 @@
 """Wide factors -> narrow ones with the same dynamics.
 
-A deep linear network E = W_L ... W_1 that starts (semi-)orthogonal and learns a signal of rank r moves only inside small
-subspaces S_0, ..., S_L of its layers. They are the smallest ones with
+A deep linear network E = W_L ... W_1 that starts (semi-)orthogonal and learns a signal of low rank moves only inside
+small subspaces S_0, ..., S_L of its layers. They are the smallest ones with
 
     row(signal) in S_0,   col(signal) in S_L,   W_l S_{l-1} in S_l,   W_l^T S_l in S_{l-1},
 
 all taken at initialisation. Gradient descent on the cores S_l^T W_l S_{l-1} is the wide run, seen from inside: exactly,
-if the gradient stays in the span of the signal (factorization), approximately otherwise (completion, sensing). For square
-layers each S_l has 2 rank dimensions; a non-square first or last layer adds `rank` at its wide side.
+if the gradient stays in the span of the signal (factorization), approximately otherwise (completion, sensing). For
+square layers each S_l has 2 rank dimensions; a non-square layer adds `rank` on its wide side; if both ends are narrower
+than the hidden layers, the subspaces grow to d_0 + d_L dimensions.
 
 Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112 (square layers); theory/README.md for the statement and the proof.
 """
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,6 +48,7 @@ class Narrow:
         return reduce(lambda below, factor: below @ factor.mT, self.factors, inputs)
 
 
+@torch.no_grad()
 def compress(weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: Method = "exact") -> Narrow:
     """The narrow network that trains like the wide one.
 
@@ -57,7 +60,8 @@ def compress(weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: 
         2 rank x 2 rank for square layers, so 2 rank must be below every hidden width.
     method: how the signal's leading subspace is found, "exact" or "randomized" (see `leading_subspace`).
 
-    Raises ValueError if shapes do not chain, a layer is not (semi-)orthogonal, or nothing would become narrower.
+    Raises ValueError if shapes do not chain, dtypes or devices differ or are half precision, the signal is zero or not
+    finite, a layer is not (semi-)orthogonal, or nothing would become narrower.
     """
     _check(weights, signal, rank)
     columns = leading_subspace(signal, rank, method=method)
@@ -98,15 +102,19 @@ def _check(weights: tuple[Tensor, ...], signal: Tensor, rank: int) -> None:
     if len(weights) < 2 or any(weight.ndim != 2 for weight in weights):
         raise ValueError(f"{len(weights)} weights: give at least two matrices, W_1 first")
     shapes = [tuple(weight.shape) for weight in weights]
-    if any(after[1] != before[0] for before, after in zip(shapes, shapes[1:], strict=False)):
+    if any(after[1] != before[0] for before, after in pairwise(shapes)):
         raise ValueError(f"weights of shapes {shapes} do not chain: W_l must be (d_l, d_{{l-1}}), W_1 first")
     if tuple(signal.shape) != (shapes[-1][0], shapes[0][1]):
         raise ValueError(f"signal of shape {tuple(signal.shape)}: the product is {(shapes[-1][0], shapes[0][1])}")
+    if len({(tensor.dtype, tensor.device) for tensor in (*weights, signal)}) > 1 or signal.dtype.itemsize < 4:
+        raise ValueError("weights and signal need one device and one dtype, float32 or float64; convert them first")
+    if not signal.any():
+        raise ValueError("the signal is zero, so there is nothing to learn: is the gradient that of an unused layer?")
     hidden = min(rows for rows, _ in shapes[:-1])
     if 2 * rank >= hidden:
         raise ValueError(
-            f"rank = {rank}: the subspaces have 2 rank = {2 * rank} dimensions and the narrowest hidden layer {hidden}, "
-            f"so nothing would become narrower; take rank <= {(hidden - 1) // 2} or train the network as it is"
+            f"rank = {rank}: 2 rank = {2 * rank} dimensions would not fit below the narrowest hidden layer, {hidden}; "
+            f"take rank <= {(hidden - 1) // 2}, or train the network as it is"
         )
     for layer, weight in enumerate(weights, 1):
         _check_orthogonal(weight, layer)
@@ -121,6 +129,6 @@ def _check_orthogonal(weight: Tensor, layer: int) -> None:
     defect = float(torch.dist(tall.mT @ (tall @ probe), square * probe) / (square * probe.norm()))
     if not defect < 10 * torch.finfo(weight.dtype).eps ** 0.5:
         raise ValueError(
-            f"layer {layer} is not a multiple of a (semi-)orthogonal matrix (relative defect {defect:.1e}), so it moves "
-            f"in the whole space and cannot be compressed; start it with torch.nn.init.orthogonal_, times a scale"
+            f"layer {layer} is not a multiple of a (semi-)orthogonal matrix (relative defect {defect:.1e}): it moves in "
+            "the whole space and cannot be compressed; start it with torch.nn.init.orthogonal_, times a scale"
         )

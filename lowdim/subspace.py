@@ -65,7 +65,9 @@ def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
     basis, other: (rows, k) and (rows, l) with linearly independent columns, orthonormal or not.
     """
     if basis.ndim != 2 or other.ndim != 2 or len(basis) != len(other):
-        raise ValueError(f"bases of shapes {tuple(basis.shape)} and {tuple(other.shape)}: give two with equally many rows")
+        raise ValueError(
+            f"bases of shapes {tuple(basis.shape)} and {tuple(other.shape)}: give two with equally many rows"
+        )
     if basis.shape[1] < other.shape[1]:
         basis, other = other, basis
     larger, smaller = torch.linalg.qr(basis).Q, torch.linalg.qr(other).Q
@@ -83,10 +85,14 @@ def _check(matrix: Tensor, rank: int, method: Method, start: Tensor | None, pass
     if method not in ("exact", "randomized", "warm"):
         raise ValueError(f"method = {method!r}: take 'exact', 'randomized' or 'warm'")
     if (start is not None) != (method == "warm"):
-        raise ValueError(f"method = {method!r} with start = {start if start is None else 'given'}: 'warm' alone needs one")
+        raise ValueError(
+            f"method = {method!r} with start = {start if start is None else 'given'}: 'warm' alone needs one"
+        )
     if start is not None and start.shape != (len(matrix), rank):
         raise ValueError(f"start of shape {tuple(start.shape)}: 'warm' needs ({len(matrix)}, {rank}), rows by rank")
     if passes < 1:
         raise ValueError(f"passes = {passes}: take at least one power iteration")
     if not torch.isfinite(matrix).all():
-        raise ValueError("the matrix holds NaN or infinity: find the step that made it (is the learning rate too large?)")
+        raise ValueError(
+            "the matrix holds NaN or infinity: find the step that made it (is the learning rate too large?)"
+        )

@@ -42,4 +42,6 @@ def _solved(values: Matrix, known: Matrix, other: Matrix, penalty: float) -> Mat
     rank = other.shape[1]
     grams = (known @ (other[:, :, None] * other[:, None, :]).reshape(len(other), -1)).reshape(-1, rank, rank)
     counts = np.maximum(known.sum(axis=1), 1)
-    return np.linalg.solve(grams + penalty * counts[:, None, None] * np.eye(rank), (values @ other)[:, :, None])[:, :, 0]
+    return np.linalg.solve(grams + penalty * counts[:, None, None] * np.eye(rank), (values @ other)[:, :, None])[
+        :, :, 0
+    ]

@@ -6,6 +6,7 @@ same step runs on NumPy float64 (the default) and on torch, on any device.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -96,12 +97,13 @@ def observe(
     blocks = range(0, steps + 1, every)
     for block in track(blocks, label, console=console, transient=True, disable=not console.is_terminal):
         begun = time.process_time()
-        for weights in rollout(step, weights, every if block else 0):
-            pass
+        weights = deque(rollout(step, weights, every if block else 0), maxlen=1).pop()
         spent += time.process_time() - begun
         counts.append(block)
         values.append(measure(weights))
         seconds.append(spent)
         if not all(map(math.isfinite, values[-1])):
-            raise FloatingPointError(f"{label} diverged: measured {values[-1]} at step {block}; take a smaller step size")
+            raise FloatingPointError(
+                f"{label} diverged: measured {values[-1]} at step {block}; take a smaller step size"
+            )
     return Run(np.array(counts), np.array(values, dtype=float), np.array(seconds), weights)

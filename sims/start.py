@@ -34,9 +34,7 @@ def orthogonal(dims: tuple[int, ...], scales: tuple[float, ...], rng: np.random.
     """
     if len(scales) != len(dims) - 1 or min(scales) <= 0:
         raise ValueError(f"scales = {scales} for {len(dims) - 1} layers: give one positive scale for each layer")
-    return tuple(
-        eps * haar(rows, cols, rng) for eps, rows, cols in zip(scales, dims[1:], dims[:-1], strict=True)
-    )
+    return tuple(eps * haar(rows, cols, rng) for eps, rows, cols in zip(scales, dims[1:], dims[:-1], strict=True))
 
 
 def problem_start(problem: Problem) -> Weights:

@@ -3,8 +3,8 @@
 Symbols (README.md has the whole table): d width, r rank, k = 2r active dimensions, m = d - 2r idle ones, L depth,
 E = W_L ... W_1, Phi the target of rank r, eta step, lam weight decay, W_l(0) = eps_l Q_l.
 
-Theorem (Yaras et al. 2024, arXiv 2406.04112, here for unequal eps_l). There are orthogonal V_1, ..., V_{L+1} that depend
-on the start and Phi alone, such that for every step t, with A_l(t) of size 2r x 2r and a scalar rho_l(t),
+Theorem (Yaras et al. 2024, arXiv 2406.04112, here for unequal eps_l). There are orthogonal V_1, ..., V_{L+1}, made from
+the start and Phi alone, such that for every step t, with A_l(t) of size 2r x 2r and a scalar rho_l(t),
 
     W_l(t) = V_{l+1} [ A_l(t)      0       ] V_l^T,        A_l(0) = eps_l I,   rho_l(0) = eps_l.
                      [   0     rho_l(t) I_m ]
@@ -67,8 +67,8 @@ def _rotation(weight: Matrix, layer: int) -> Matrix:
     defect = np.abs(weight.T @ weight / scale**2 - np.eye(cols)).max() if rows == cols else np.inf
     if defect > 1e-10:  # Haar matrices from a QR are orthogonal to d times machine epsilon, 1e-12 at d = 4000
         raise ValueError(
-            f"layer {layer} of shape {rows} x {cols} is not eps_l times a square orthogonal matrix (defect {defect:.1e}): "
-            "the theorem needs one; draw it with sims.start.orthogonal"
+            f"layer {layer} of shape {rows} x {cols} is not eps_l times a square orthogonal matrix (defect "
+            f"{defect:.1e}): the theorem needs one; draw it with sims.start.orthogonal"
         )
     return weight / scale
 

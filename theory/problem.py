@@ -63,12 +63,14 @@ class Problem:
         if self.idle <= 0:
             raise ValueError(
                 f"rank = {self.rank} with width = {self.width}: the active block of size 2 rank = {2 * self.rank} fills "
-                f"the whole layer and nothing is idle; take rank <= {(self.width - 1) // 2} or width > {2 * self.rank}"
+                f"the layer and nothing is idle; take rank <= {(self.width - 1) // 2} or width > {2 * self.rank}"
             )
 
     def _check_start(self) -> None:
         if len(self.eps) != self.depth:
-            raise ValueError(f"{len(self.eps)} scales for depth = {self.depth}: give one for all layers, or one for each")
+            raise ValueError(
+                f"{len(self.eps)} scales for depth = {self.depth}: give one for all layers, or one for each"
+            )
         if min(self.eps) <= 0:
             raise ValueError(f"scales = {self.scales}: a layer of scale <= 0 never leaves zero; take scales > 0")
 

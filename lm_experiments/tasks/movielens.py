@@ -42,7 +42,9 @@ def read_ratings(path: Path | None = None) -> Ratings:
     """
     source = fetch("movielens-100k") if path is None else path
     if not source.is_file():
-        raise FileNotFoundError(f"no ratings file {source.absolute()}: give a path to u.data, or none to use the fetched one")
+        raise FileNotFoundError(
+            f"no ratings file {source.absolute()}: give a path to u.data, or none to use the fetched one"
+        )
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
