@@ -113,7 +113,7 @@ def _check(weights: tuple[Tensor, ...], signal: Tensor, rank: int) -> None:
     hidden = min(rows for rows, _ in shapes[:-1])
     if 2 * rank >= hidden:
         raise ValueError(
-            f"rank = {rank}: 2 rank = {2 * rank} dimensions would not fit below the narrowest hidden layer, {hidden}; "
+            f"rank = {rank}: 2 rank = {2 * rank} does not fit below the narrowest hidden layer, {hidden}; "
             f"take rank <= {(hidden - 1) // 2}, or train the network as it is"
         )
     for layer, weight in enumerate(weights, 1):
@@ -129,6 +129,6 @@ def _check_orthogonal(weight: Tensor, layer: int) -> None:
     defect = float(torch.dist(tall.mT @ (tall @ probe), square * probe) / (square * probe.norm()))
     if not defect < 10 * torch.finfo(weight.dtype).eps ** 0.5:
         raise ValueError(
-            f"layer {layer} is not a multiple of a (semi-)orthogonal matrix (relative defect {defect:.1e}): it moves in "
-            "the whole space and cannot be compressed; start it with torch.nn.init.orthogonal_, times a scale"
+            f"layer {layer} is not a multiple of a (semi-)orthogonal matrix (relative defect {defect:.1e}): it moves "
+            "in the whole space and cannot be compressed; start it with torch.nn.init.orthogonal_, times a scale"
         )

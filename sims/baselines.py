@@ -37,7 +37,9 @@ def alternating_least_squares(
         yield rows @ cols.T
 
 
-def _solved(values: Matrix, known: Matrix, other: Matrix, penalty: float) -> Matrix:
+def _solved(
+    values: Matrix, known: Matrix, other: Float64[np.ndarray, "cols r"], penalty: float
+) -> Float64[np.ndarray, "rows r"]:
     """The ridge regressions of all rows at once: (sum_j b_j b_j^T + penalty n_i I) a_i = sum_j values_ij b_j."""
     rank = other.shape[1]
     grams = (known @ (other[:, :, None] * other[:, None, :]).reshape(len(other), -1)).reshape(-1, rank, rank)

@@ -97,7 +97,8 @@ def observe(
     blocks = range(0, steps + 1, every)
     for block in track(blocks, label, console=console, transient=True, disable=not console.is_terminal):
         begun = time.process_time()
-        weights = deque(rollout(step, weights, every if block else 0), maxlen=1).pop()
+        with np.errstate(all="ignore"):  # a diverging run is reported below
+            weights = deque(rollout(step, weights, every if block else 0), maxlen=1).pop()
         spent += time.process_time() - begun
         counts.append(block)
         values.append(measure(weights))

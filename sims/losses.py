@@ -4,13 +4,14 @@ Written with operators that NumPy and torch share, so the arrays decide where th
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
 
 Matrix = Float[Any, "rows cols"]
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A differentiable function of the end-to-end matrix."""
 

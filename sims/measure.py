@@ -5,6 +5,7 @@ from jaxtyping import Float64
 from scipy.linalg import subspace_angles
 
 Matrix = Float64[np.ndarray, "rows cols"]
+Basis = Float64[np.ndarray, "cols _"]
 
 
 def singular_values(weight: Matrix) -> Float64[np.ndarray, " rank"]:
@@ -34,7 +35,7 @@ def largest_angle(basis: Matrix, other: Matrix) -> float:
     return float(subspace_angles(basis, other)[0])
 
 
-def singular_blocks(weight: Matrix, rank: int) -> tuple[Matrix, Matrix, Matrix]:
+def singular_blocks(weight: Matrix, rank: int) -> tuple[Basis, Basis, Basis]:
     """Right singular vectors of the `rank` largest values, of those between, and of the `rank` smallest."""
     right = np.linalg.svd(weight)[2].T
     return right[:, :rank], right[:, rank:-rank], right[:, -rank:]

@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from theory.problem import Problem
 
 Matrix = Float64[np.ndarray, "rows cols"]
-Start = tuple[Float64[np.ndarray, "d d"], ...]
+Start = tuple[Float64[np.ndarray, "_ _"], ...]
 Cores = tuple[Float64[np.ndarray, "k k"], ...]
 
 

@@ -1,6 +1,8 @@
 """What is being solved. The one module that theory and sims share."""
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class Problem:
     def _check_shape(self) -> None:
         if self.depth < 2:
             raise ValueError(f"depth = {self.depth}: one factor is linear regression; take depth >= 2")
-        if not self.spectrum or min(self.spectrum) <= 0 or list(self.spectrum) != sorted(self.spectrum, reverse=True):
-            raise ValueError(f"spectrum = {self.spectrum}: give the positive singular values, largest first")
+        if not self.spectrum or not _positive(*self.spectrum) or any(a < b for a, b in pairwise(self.spectrum)):
+            raise ValueError(f"spectrum = {self.spectrum}: give the positive, finite singular values, largest first")
         if self.idle <= 0:
             raise ValueError(
-                f"rank = {self.rank} with width = {self.width}: the active block of size 2 rank = {2 * self.rank} fills "
+                f"rank = {self.rank} with width = {self.width}: the active block of 2 rank = {2 * self.rank} fills "
                 f"the layer and nothing is idle; take rank <= {(self.width - 1) // 2} or width > {2 * self.rank}"
             )
 
@@ -71,16 +73,23 @@ class Problem:
             raise ValueError(
                 f"{len(self.eps)} scales for depth = {self.depth}: give one for all layers, or one for each"
             )
-        if min(self.eps) <= 0:
-            raise ValueError(f"scales = {self.scales}: a layer of scale <= 0 never leaves zero; take scales > 0")
+        if not _positive(*self.eps):
+            raise ValueError(f"scales = {self.scales}: a layer of scale 0 never moves; take finite scales > 0")
 
     def _check_step(self) -> None:
-        if self.decay < 0:
-            raise ValueError(f"decay = {self.decay}: negative weight decay makes the weights grow; take decay >= 0")
-        if self.lr <= 0:
-            raise ValueError(f"lr = {self.lr}: a step <= 0 does not descend; take 0 < lr < {self.stable_lr:.3g}")
+        if not 0 <= self.decay < math.inf:
+            raise ValueError(
+                f"decay = {self.decay}: negative weight decay makes the weights grow; take a finite decay >= 0"
+            )
+        if not _positive(self.lr):
+            raise ValueError(f"lr = {self.lr}: only a finite step > 0 descends; take 0 < lr < {self.stable_lr:.3g}")
         if self.lr >= self.stable_lr:
             raise ValueError(
                 f"lr = {self.lr}: at and above 2 / (L sigma_1^(2 - 2/L) + lam) = {self.stable_lr:.3g} gradient descent "
                 f"is unstable at the solution; take lr = {self.stable_lr / 2:.3g}"
             )
+
+
+def _positive(*values: float) -> bool:
+    """All positive and finite; NaN is neither."""
+    return all(0 < value < math.inf for value in values)

@@ -1,0 +1,1 @@
+"""Speed and memory of training steps against named peers: ./run bench."""

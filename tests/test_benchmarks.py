@@ -1,0 +1,112 @@
+"""The counts behind ./run bench, without a clock."""
+
+from itertools import groupby
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from sims.start import problem_start, problem_target, to_torch
+from tests.benchmarks import steps
+from tests.benchmarks.__main__ import PEERS, SHRUNK, main
+from tests.benchmarks.timing import machine, medians, peak_bytes
+
+
+class Counted(np.ndarray):
+    """An array that writes down the floating-point operations of its matrix products."""
+
+    flops: ClassVar[list[int]] = []
+
+    def __matmul__(self, other: np.ndarray) -> np.ndarray:  # type: ignore[override]
+        Counted.flops.append(2 * len(self) * self.shape[1] * other.shape[1])
+        return super().__matmul__(other)
+
+
+def graph_products(node: Any) -> int:
+    """Of an autograd graph: each product is one forward, and one backward for each factor that needs a gradient."""
+    below = [child for child, _ in node.next_functions if child is not None]
+    return (node.name() == "MmBackward0") * (1 + len(below)) + sum(map(graph_products, below))
+
+
+def flops(training: steps.Training) -> list[int]:
+    """Of each matrix product in one step."""
+    Counted.flops.clear()
+    training.step(tuple(weight.view(Counted) for weight in training.weights))
+    return list(Counted.flops)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", [steps.STEP, steps.COMPLETION])
+def test_a_step_takes_three_products_for_each_layer_but_one(depth: int, name: str) -> None:
+    found = flops(steps.trainings(steps.problem(20, depth))[name])
+    assert found == [2 * 20**3] * steps.products(depth)
+    assert len(found) == 3 * (depth - 1)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_autograd_takes_as_many_products_and_the_same_step(depth: int) -> None:
+    problem = steps.problem(20, depth)
+    weights, (target,) = to_torch(*problem_start(problem)), to_torch(problem_target(problem))
+    peers = steps.autograd(weights, target, problem.lr)()
+    assert graph_products(steps.squared_error(peers, target).grad_fn) == steps.products(depth)
+    for peer, ours in zip(peers, steps.trainings(problem)[steps.STEP](), strict=True):
+        np.testing.assert_allclose(peer.detach().numpy(), ours, atol=1e-15)  # entries are about 0.1
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_compressed_steps_multiply_only_narrow_matrices(depth: int) -> None:
+    width, core = 40, 10  # d and 2r
+    found = steps.trainings(steps.problem(width, depth))
+    assert flops(found[steps.NARROW_STEP]) == [2 * core**3] * steps.products(depth)
+    all_trained = flops(found[steps.NARROW_COMPLETION])
+    assert len(all_trained) == steps.products(depth + 2)
+    # E, dl/dleft and left^T G have two wide sides, no product has three
+    assert sorted(all_trained)[-3:] == [2 * width**2 * core] * 3
+    assert max(sorted(all_trained)[:-3]) == 2 * width * core**2
+
+
+@pytest.mark.parametrize(("width", "depth"), [(20, 2), (40, 3), (60, 5)])
+def test_compression_leaves_so_many_parameters(width: int, depth: int) -> None:
+    rank, found = 5, steps.trainings(steps.problem(width, depth))
+    ratio = {
+        call: steps.parameter_bytes(found[peer]) / steps.parameter_bytes(found[call]) for call, peer in SHRUNK.items()
+    }
+    assert steps.parameter_bytes(found[steps.STEP]) == 8 * depth * width**2
+    assert ratio[steps.NARROW_STEP] == (width / (2 * rank)) ** 2
+    assert ratio[steps.NARROW_COMPLETION] == depth * width**2 / (4 * depth * rank**2 + 4 * width * rank)
+
+
+def test_a_step_holds_at_most_2_l_minus_1_matrices_at_once() -> None:
+    wide, slack = 8 * 200**2, 1.03  # bytes of a matrix; lists and array headers
+    found = steps.trainings(steps.problem(200))
+    assert peak_bytes(found[steps.STEP]) <= slack * 5 * wide
+    assert peak_bytes(found[steps.COMPLETION]) <= slack * 5 * wide
+    # E and E - Phi stay dense; the rest is a few d x 2r
+    assert peak_bytes(found[steps.NARROW_COMPLETION]) <= slack * 2 * wide + 6 * 8 * 200 * 10
+    assert peak_bytes(found[steps.NARROW_STEP]) < wide / 30
+
+
+def test_competitors_take_turns() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}
+    assert list(medians(calls, rounds=3)) == ["a", "b", "c"]
+    assert [name for name, _ in groupby(order)] == ["a", "b", "c"] * 4  # warm-up, then three rounds
+
+
+def test_the_table_names_every_call_peer_and_target(capsys: pytest.CaptureFixture[str]) -> None:
+    main(sizes=(20, 40), rounds=2)
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    speed, memory = rows[: 2 * len(PEERS)], rows[2 * len(PEERS) :]
+    assert [(row[0], row[1], row[5]) for row in speed] == [(c, d, p) for c, p in PEERS.items() for d in ("20", "40")]
+    assert [(row[0], row[4]) for row in memory] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
+    assert "[ms]" in printed
+    assert "[kB]" in printed
+    assert printed.count("reached") == 4
+
+
+def test_the_machine_is_named() -> None:
+    processor, numpys, torchs = machine().splitlines()
+    assert processor.split(";")[0]
+    assert np.__version__ in numpys
+    assert "threads: " in torchs

@@ -1,0 +1,43 @@
+"""sympy derives what theory computes with; and it would notice a wrong formula."""
+
+import pytest
+import sympy as sp
+
+from theory import derivations
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_gradient_of_the_product_loss(depth):
+    for difference in derivations.gradient_of_product_loss(depth):
+        assert difference == sp.zeros(2, 2)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_rho_step_is_gradient_descent_on_the_idle_loss(depth):
+    assert derivations.rho_step(depth) == [0] * depth
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_block_structure_survives_one_step_for_symbolic_blocks(depth):
+    for blocks in derivations.induction_step(depth):
+        assert [_is_zero(block) for block in blocks] == [True] * 4
+
+
+def _is_zero(block: sp.Expr) -> bool:
+    return block == 0 or isinstance(block, sp.ZeroMatrix)
+
+
+def test_a_one_percent_error_in_the_step_is_caught(monkeypatch):
+    """With eta' = 1.01 eta in what is claimed, the active and the idle blocks of each layer differ, and only they."""
+    honest = sp.block_collapse
+
+    def one_percent_more(expression):
+        collapsed = honest(expression)
+        return collapsed.subs(derivations.LAM, sp.Rational(101, 100) * derivations.LAM)
+
+    monkeypatch.setattr(derivations.sp, "block_collapse", one_percent_more)
+    for active, above, below, idle in derivations.induction_step(2):
+        assert not _is_zero(active)
+        assert not _is_zero(idle)
+        assert _is_zero(above)
+        assert _is_zero(below)

@@ -1,0 +1,76 @@
+"""A Problem refuses what the theorem does not cover, with the value, the reason and the remedy."""
+
+import numpy as np
+import pytest
+
+from sims.dynamics import gradient_descent, observe, product
+from sims.losses import Factorization
+from sims.measure import relative_error
+from sims.start import problem_start, problem_target
+from theory.invariants import invariant_bases
+from theory.problem import Problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 6}, r"rank = 3 with width = 6: .* take rank <= 2 or width > 6"),
+        ({"width": 5}, r"rank = 3 with width = 5"),
+        ({"depth": 1, "scales": (1.0,)}, r"depth = 1: one factor is linear regression; take depth >= 2"),
+        ({"spectrum": ()}, r"spectrum = \(\): give the positive, finite singular values"),
+        ({"spectrum": (2.0, 3.0)}, r"largest first"),
+        ({"spectrum": (2.0, 0.0)}, r"positive"),
+        ({"scales": 0.0}, r"scales = 0.0: .* take finite scales > 0"),
+        ({"scales": (1.0, -0.1, 1.0)}, r"take finite scales > 0"),
+        ({"scales": (1.0, 1.0)}, r"2 scales for depth = 3: give one for all layers, or one for each"),
+        ({"decay": -1.0}, r"decay = -1.0: .* take a finite decay >= 0"),
+        ({"lr": 0.0}, r"lr = 0.0: only a finite step > 0 descends; take 0 < lr < 0.0309"),
+        ({"lr": 0.05}, r"lr = 0.05: at and above .* = 0.0309 gradient descent is unstable .* take lr = 0.0155"),
+        ({"lr": float("nan")}, r"lr = nan"),
+        ({"decay": float("nan")}, r"decay = nan"),
+        ({"scales": float("nan")}, r"scales = nan"),
+        ({"spectrum": (float("nan"),)}, r"spectrum"),
+        ({"spectrum": (float("inf"), 1.0)}, r"spectrum"),
+    ],
+)
+def test_impossible_problems_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Problem(**fields)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_stability_limit_is_where_gradient_descent_starts_to_diverge(depth):
+    """Near the solution, a step 3 % below the limit converges and one 3 % above it does not (Problem refuses it)."""
+    problem = Problem(width=8, spectrum=(4.0, 3.0), depth=depth, scales=1.0, lr=1e-3)
+    loss = Factorization(problem_target(problem))
+    near = observe(
+        gradient_descent(loss, 0.2 * problem.stable_lr), problem_start(problem), 2000, 2000, lambda _: (0.0,)
+    ).weights
+
+    def error(factor: float) -> float:
+        step = gradient_descent(loss, factor * problem.stable_lr)
+        run = observe(step, tuple(weight * 1.001 for weight in near), 400, 400, lambda w: (loss.value(product(w)),))
+        return run.values[-1, 0] / run.values[0, 0]
+
+    # the idle block sits at the floor prod rho, which gradient descent lowers slowly: compare with the perturbed loss
+    assert error(0.97) < 1
+    assert error(1.03) > 10
+
+
+def test_a_rank_of_half_the_width_is_refused_by_the_theorem_itself():
+    problem = Problem(width=8, spectrum=(1.0,), lr=0.1)
+    with pytest.raises(ValueError, match=r"rank = 4: 2 rank must be below the width 8; take rank <= 3"):
+        invariant_bases(problem_start(problem), problem_target(problem), 4)
+
+
+def test_a_rectangular_layer_is_refused_where_the_theorem_needs_squares():
+    with pytest.raises(ValueError, match=r"layer 1 of shape 4 x 8 is not eps_l times a square orthogonal matrix"):
+        invariant_bases((np.eye(8)[:4],), np.eye(8), 1)
+
+
+def test_a_diverging_run_stops_with_the_step_and_the_remedy():
+    problem = Problem(width=8, spectrum=(4.0,), lr=1e-3)
+    loss, target = Factorization(problem_target(problem)), problem_target(problem)
+    step = gradient_descent(loss, 100 * problem.stable_lr)
+    with pytest.raises(FloatingPointError, match=r"wide diverged: .* at step \d+; take a smaller step size"):
+        observe(step, problem_start(problem), 100, 5, lambda w: (relative_error(product(w), target),), "wide")

@@ -1,0 +1,204 @@
+"""The simulator against independent oracles: autograd, explicit sums, scipy; and NumPy against torch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.linalg import subspace_angles
+
+from sims import measure
+from sims.baselines import alternating_least_squares, truncated_svd
+from sims.dynamics import gradient_descent, gradients, observe, product, rollout
+from sims.losses import Completion, Factorization, Loss, Sensing
+from sims.start import haar, observed, orthogonal, problem_start, problem_target, sensing_operators, to_torch
+from theory.problem import Problem
+
+dims = st.lists(st.integers(1, 7), min_size=3, max_size=6).map(tuple)
+seeds = st.integers(0, 2**16)
+kinds = st.sampled_from(["factorization", "completion", "sensing"])
+
+
+def weights_and_loss(dims: tuple[int, ...], kind: str, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], Loss]:
+    weights = tuple(rng.standard_normal((rows, cols)) for rows, cols in zip(dims[1:], dims[:-1], strict=True))
+    shape = (dims[-1], dims[0])
+    target = rng.standard_normal(shape)
+    operators = sensing_operators(9, shape, rng)
+    losses = {
+        "factorization": Factorization(target),
+        "completion": Completion(target, observed(shape, 0.6, rng).astype(float)),
+        "sensing": Sensing(operators, np.einsum("mij,ij->m", operators, target)),
+    }
+    return weights, losses[kind]
+
+
+def on_torch(loss: Loss) -> Loss:
+    return type(loss)(*to_torch(*vars(loss).values()))
+
+
+@given(dims, kinds, seeds)
+def test_closed_form_gradients_are_those_of_autograd(dims, kind, seed):
+    weights, loss = weights_and_loss(dims, kind, np.random.default_rng(seed))
+    leaves = tuple(weight.requires_grad_() for weight in to_torch(*weights))
+    end = product(leaves)
+    if kind == "factorization":
+        value = 0.5 * (end - torch.from_numpy(loss.target)).square().sum()
+    elif kind == "completion":
+        known = torch.from_numpy(loss.observed).bool()
+        value = 0.5 * (end - torch.from_numpy(loss.target))[known].square().sum()
+    else:
+        outcomes = torch.stack([(operator * end).sum() for operator in torch.from_numpy(loss.operators)])
+        value = 0.5 * (outcomes - torch.from_numpy(loss.outcomes)).square().sum()
+    value.backward()
+    np.testing.assert_allclose(loss.value(product(weights)), value.item(), rtol=1e-10, atol=1e-12)
+    for found, leaf in zip(gradients(loss, weights), leaves, strict=True):
+        np.testing.assert_allclose(found, leaf.grad.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@given(dims, kinds, seeds, st.floats(1e-4, 1e-2), st.floats(0, 1))
+def test_numpy_and_torch_take_the_same_steps(dims, kind, seed, lr, decay):
+    weights, loss = weights_and_loss(dims, kind, np.random.default_rng(seed))
+    weights = tuple(weight / np.linalg.norm(weight) for weight in weights)
+    *_, here = rollout(gradient_descent(loss, lr, decay), weights, 10)
+    *_, there = rollout(gradient_descent(on_torch(loss), lr, decay), to_torch(*weights), 10)
+    for ours, theirs in zip(here, there, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-11, atol=1e-13)
+
+
+@given(dims, kinds, seeds, st.floats(0, 0.1), st.floats(0, 1))
+def test_a_step_is_gradient_descent_with_decay_layer_by_layer_and_leaves_its_input_alone(dims, kind, seed, lr, decay):
+    weights, loss = weights_and_loss(dims, kind, np.random.default_rng(seed))
+    before = tuple(weight.copy() for weight in weights)
+    rates = tuple(lr * (layer + 1) for layer in range(len(weights)))
+    stepped = gradient_descent(loss, rates, decay)(weights)
+    for old, kept, new, gradient, rate in zip(before, weights, stepped, gradients(loss, before), rates, strict=True):
+        np.testing.assert_array_equal(old, kept)
+        np.testing.assert_allclose(new, (1 - rate * decay) * old - rate * gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_rollout_yields_the_start_and_then_each_step():
+    doubled = [w[0].item() for w in rollout(lambda w: (2 * w[0],), (np.ones((1, 1)),), 3)]
+    assert doubled == [1, 2, 4, 8]
+
+
+def test_observe_measures_every_so_many_steps_and_ends_where_rollout_ends():
+    run = observe(lambda w: (w[0] + 1,), (np.zeros((1, 1)),), 10, 4, lambda w: (w[0].item(), -w[0].item()))
+    assert run.steps.tolist() == [0, 4, 8]
+    assert run.values.tolist() == [[0, 0], [4, -4], [8, -8]]
+    assert (np.diff(run.seconds) >= 0).all()
+    assert run.weights[0].item() == 8
+
+
+def test_half_precision_on_request_only():
+    (double,), (single, mask) = to_torch(np.ones((2, 2))), to_torch(np.ones((2, 2)), np.ones((2, 2), bool), single=True)
+    assert double.dtype == torch.float64
+    assert single.dtype == torch.float32
+    assert mask.dtype == torch.bool
+
+
+@given(st.integers(1, 12), st.integers(1, 12), seeds)
+def test_haar_matrices_are_orthonormal_along_their_short_side(rows, cols, seed):
+    matrix = haar(rows, cols, np.random.default_rng(seed))
+    gram = matrix.T @ matrix if rows >= cols else matrix @ matrix.T
+    np.testing.assert_allclose(gram, np.eye(min(rows, cols)), atol=1e-14 * max(rows, cols))
+
+
+def test_haar_matrices_are_uniform():
+    """A column is uniform on the sphere: its first entry squared is Beta(1/2, (n-1)/2). QR without signs fails this."""
+    rng = np.random.default_rng(0)
+    entries = np.array([haar(5, 5, rng)[0, 0] for _ in range(2000)])
+    assert stats.kstest(entries**2, stats.beta(0.5, 2).cdf).pvalue > 0.01
+    assert abs(np.mean(entries > 0) - 0.5) < 0.05  # three standard deviations; without the sign fix it is 0 or 1
+
+
+@given(dims, seeds)
+def test_orthogonal_starts_have_their_shapes_and_scales(dims, seed):
+    scales = tuple(0.5 + layer for layer in range(len(dims) - 1))
+    for weight, eps, rows, cols in zip(
+        orthogonal(dims, scales, np.random.default_rng(seed)), scales, dims[1:], dims[:-1], strict=True
+    ):
+        assert weight.shape == (rows, cols)
+        np.testing.assert_allclose(measure.singular_values(weight), eps, rtol=1e-12)
+
+
+def test_targets_have_the_spectrum_that_was_asked_for_and_repeat():
+    problem = Problem(width=9, spectrum=(3.0, 2.0, 2.0), lr=0.01)
+    target = problem_target(problem)
+    np.testing.assert_allclose(measure.singular_values(target), [3, 2, 2, 0, 0, 0, 0, 0, 0], atol=1e-14)
+    np.testing.assert_array_equal(target, problem_target(problem))
+    np.testing.assert_array_equal(problem_start(problem)[0], problem_start(problem)[0])
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.1, float("nan")])
+def test_impossible_densities_are_refused(density):
+    with pytest.raises(ValueError, match=r"the share of observed entries must lie in \(0, 1\]"):
+        observed((2, 2), density, np.random.default_rng())
+
+
+def test_other_impossible_starts_are_refused():
+    with pytest.raises(ValueError, match="measurements = 0"):
+        sensing_operators(0, (2, 2), np.random.default_rng())
+    for scales in ((1.0,), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="one positive scale for each layer"):
+            orthogonal((2, 2, 2), scales, np.random.default_rng())
+
+
+def test_sensing_operators_are_an_isometry_on_average():
+    rng = np.random.default_rng(0)
+    target, operators = rng.standard_normal((6, 6)), sensing_operators(20_000, (6, 6), rng)
+    back = np.einsum("mij,m->ij", operators, np.einsum("mij,ij->m", operators, target))
+    assert measure.relative_error(back, target) < 0.1  # sqrt(36 / 20,000) = 0.04
+
+
+@given(st.integers(2, 9), st.integers(1, 4), seeds)
+def test_angles_agree_with_scipy(rows, cols, seed):
+    rng = np.random.default_rng(seed)
+    a, b = haar(rows, min(rows, cols), rng), haar(rows, min(rows, cols), rng)
+    np.testing.assert_allclose(measure.largest_angle(a, b), subspace_angles(a, b).max(), atol=1e-12)
+
+
+def test_effective_rank_and_idle_scale_on_known_spectra():
+    assert measure.effective_rank(np.diag([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
+    assert measure.effective_rank(np.diag([1.0, 1e-9])) == pytest.approx(1, abs=1e-6)
+    assert measure.idle_scale(np.diag([5.0, 3.1, 3.0, 2.9, 0.5]), 3) == pytest.approx(3.0)
+    assert measure.idle_spread(np.diag([5.0, 3.1, 3.0, 2.9, 0.5]), 3) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="idle = 6 of 5 singular values"):
+        measure.idle_scale(np.eye(5), 6)
+    top, middle, bottom = measure.singular_blocks(np.diag([4.0, 3.0, 2.0, 1.0]), 1)
+    np.testing.assert_allclose(np.abs(np.hstack([top, middle, bottom])), np.eye(4), atol=1e-15)
+
+
+@given(seeds)
+def test_truncated_svd_is_the_best_approximation(seed):
+    matrix = np.random.default_rng(seed).standard_normal((9, 6))
+    u, s, v = np.linalg.svd(matrix)
+    np.testing.assert_allclose(truncated_svd(matrix, 3), u[:, :3] * s[:3] @ v[:3], atol=1e-10)
+
+
+@given(seeds, st.floats(0.01, 1))
+def test_alternating_least_squares_solves_each_ridge_regression(seed, penalty):
+    """Against scikit-free oracle: row by row normal equations; and its objective never grows."""
+    rng = np.random.default_rng(seed)
+    values, known = rng.standard_normal((7, 5)), (rng.random((7, 5)) < 0.7).astype(float)
+    values = values * known
+    sweeps = alternating_least_squares(values, known, 2, penalty, np.random.default_rng(seed))
+    cols = np.random.default_rng(seed).standard_normal((5, 2)) / np.sqrt(2)
+    for _ in range(3):
+        rows = _ridge(values, known, cols, penalty)
+        cols = _ridge(values.T, known.T, rows, penalty)
+        np.testing.assert_allclose(next(sweeps), rows @ cols.T, atol=1e-8)
+
+
+def _ridge(values: np.ndarray, known: np.ndarray, other: np.ndarray, penalty: float) -> np.ndarray:
+    solved = np.zeros((len(values), other.shape[1]))
+    for row, (entries, mask) in enumerate(zip(values, known > 0, strict=True)):
+        if mask.any():
+            design = np.vstack([other[mask], np.sqrt(penalty * mask.sum()) * np.eye(other.shape[1])])
+            solved[row] = np.linalg.lstsq(design, np.append(entries[mask], np.zeros(other.shape[1])), rcond=None)[0]
+    return solved
+
+
+def test_als_refuses_a_penalty_of_zero():
+    with pytest.raises(ValueError, match="need a penalty > 0"):
+        next(alternating_least_squares(np.eye(2), np.eye(2), 1, 0.0, np.random.default_rng()))
