@@ -66,8 +66,8 @@ def sensing_operators(
 
 
 def to_torch(*arrays: np.ndarray, device: str = "cpu", single: bool = False) -> tuple[Any, ...]:
-    """The same arrays as torch tensors on a device, in their own precision or, if `single`, floats in float32."""
+    """Copies of the arrays as torch tensors on a device, in their own precision or, if `single`, floats in float32."""
     import torch
 
-    tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
+    tensors = (torch.tensor(array, device=device) for array in arrays)  # a copy: optimizers write in place
     return tuple(tensor.float() if single and tensor.is_floating_point() else tensor for tensor in tensors)
