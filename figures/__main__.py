@@ -73,10 +73,7 @@ def _spec(name: str, size: str | None, fields: list[str]) -> Any:
 
     spec = import_module(f"figures.{name}").Spec()
     spec = {"--quick": spec.quick, "--full": spec.full, None: lambda: spec}[size]()
-    try:
-        return tyro.cli(type(spec), default=spec, args=fields, prog=f"./run figures {name}") if fields else spec
-    except ValueError as error:  # a Spec refuses impossible values and says what to do
-        sys.exit(f"{name}: {error}")
+    return tyro.cli(type(spec), default=spec, args=fields, prog=f"./run figures {name}") if fields else spec
 
 
 def _made(name: str, spec: Any, size: str) -> bool:

@@ -43,17 +43,20 @@ def leading_subspace(
     work = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
     if method == "exact":
         return torch.linalg.svd(work, full_matrices=False).U[:, :rank].to(matrix.dtype)
-    if start is None:
-        generator = generator or torch.Generator(matrix.device).manual_seed(0)
-        directions = min(rank + OVERSAMPLING, *matrix.shape)
-        random = torch.randn(matrix.shape[1], directions, generator=generator, dtype=work.dtype, device=work.device)
-        start = work @ random
-    basis = torch.linalg.qr(start.to(work.dtype)).Q
+    start = work @ _directions(work, rank, generator) if start is None else start.to(work.dtype)
+    basis = torch.linalg.qr(start).Q
     for _ in range(passes):
         basis = torch.linalg.qr(work.mT @ basis).Q
         basis = torch.linalg.qr(work @ basis).Q
     within = torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
     return (basis @ within).to(matrix.dtype)
+
+
+def _directions(matrix: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
+    """Gaussian directions in the space of the matrix's rows, a few more than `rank`."""
+    generator = generator or torch.Generator(matrix.device).manual_seed(0)
+    shape = (matrix.shape[1], min(rank + OVERSAMPLING, *matrix.shape))
+    return torch.randn(shape, generator=generator, dtype=matrix.dtype, device=matrix.device)
 
 
 def principal_angles(basis: Tensor, other: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""What outsiders install, and that the other ways to install stay in step with it."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built by the backend itself, without pip's build isolation, so without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = f"import hatchling.build; hatchling.build.build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_lowdim_and_nothing_else(wheel):
+    files = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in files} == {"lowdim", f"lowdim-{PROJECT['version']}.dist-info"}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lowdim").rglob("*.py")}
+    assert sources | {"lowdim/py.typed"} == {name for name in files if name.startswith("lowdim/")}
+    metadata = zipfile.ZipFile(wheel).read(f"lowdim-{PROJECT['version']}.dist-info/METADATA").decode()
+    unconditional = re.findall(r"^Requires-Dist: (?!.*extra ==)(.*)$", metadata, re.MULTILINE)
+    assert unconditional == ["torch>=2.11"]
+
+
+@pytest.fixture(scope="module")
+def stranger(wheel, tmp_path_factory) -> Path:
+    """The Python of an empty environment with the wheel and torch alone: torch's own requirements, no NumPy."""
+    folder = tmp_path_factory.mktemp("stranger")
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"), folder / "Lib" / "site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    for name in _with_requirements("torch"):
+        installed = distribution(name)
+        for top in {path.parts[0] for path in installed.files or [] if path.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(installed.locate_file(top))))
+    return folder / "bin" / "python"
+
+
+def _with_requirements(name: str) -> set[str]:
+    """A distribution and all that it requires on this platform without extras."""
+    found, todo = set(), [name]
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        requirements = [Requirement(text) for text in distribution(name).requires or []]
+        needed = [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+        todo += [name for name in needed if name not in found]
+    return found
+
+
+def run(python: Path, program: str) -> str:
+    done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_wheel_imports_with_torch_alone(stranger):
+    program = "import lowdim, sys; print('numpy' in sys.modules, 'theory' in sys.modules, lowdim.compress.__name__)"
+    assert run(stranger, program).split() == ["False", "False", "compress"]
+    assert (
+        "No module named 'numpy'"
+        in subprocess.run([stranger, "-I", "-c", "import numpy"], capture_output=True, text=True).stderr
+    )
+
+
+def test_readme_snippet_runs_from_the_wheel_and_prints_what_the_readme_says(stranger):
+    snippet, printed = re.search(
+        r"```python\n(.*?)```\n+```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    ).groups()
+    assert len(snippet.strip().splitlines()) <= 14
+    assert run(stranger, snippet) == printed
+
+
+def test_environment_yml_is_in_step_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *listed, pip = environment["dependencies"]
+    assert pip == {"pip": ["-e ."]}
+    conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    extras = PROJECT["optional-dependencies"]
+    wanted = {"python": PROJECT["requires-python"], "pip": ""}
+    for text in [*PROJECT["dependencies"], *extras["research"], *extras["notebooks"], *extras["test"]]:
+        requirement = Requirement(text)
+        if requirement.name != "lowdim":
+            wanted[conda_names.get(requirement.name, requirement.name)] = str(requirement.specifier)
+    assert {name: spec for name, _, spec in (entry.partition(" ") for entry in listed)} == wanted
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+
+
+def test_constraints_pin_every_dependency_and_name_no_host_and_no_path():
+    lines = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"==[^,]+", str(pin.specifier)) and pin.url is None for pin in pins)
+    for text in PROJECT["dependencies"] + [t for extra in PROJECT["optional-dependencies"].values() for t in extra]:
+        wanted = Requirement(text)
+        matching = [pin for pin in pins if pin.name.lower() == wanted.name.lower()]
+        if wanted.name != "lowdim":
+            assert matching, (
+                f"{wanted.name} is not pinned: regenerate requirements/constraints.txt (see its first lines)"
+            )
+            assert all(wanted.specifier.contains(str(pin.specifier)[2:]) for pin in matching)
+
+
+def test_every_dependency_states_its_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text[text.index("\ndependencies = [") : text.index("[tool.hatch")]
+    entries = re.findall(r'^  "([^"]+)",?(.*)$', section, re.MULTILINE)
+    assert len(entries) > 20
+    assert [name for name, comment in entries if not name.startswith("lowdim[") and "# " not in comment] == []
+
+
+def test_citation_names_the_version_and_the_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    cited = {identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]}
+    assert cited == {"arXiv:2406.04112", "arXiv:2311.05061", "arXiv:2306.01154"}
+
+
+def test_changelog_has_the_version():
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
