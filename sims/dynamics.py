@@ -38,8 +38,8 @@ def gradients(loss: Loss, weights: Weights) -> Weights:
     below = list(accumulate(weights, lambda product, weight: weight @ product))  # W_1, W_2 W_1, ..., E
     above = loss.gradient(below.pop())
     found = []
-    for weight, inputs in zip(reversed(weights[1:]), reversed(below), strict=True):
-        found.append(above @ inputs.mT)
+    for weight in reversed(weights[1:]):
+        found.append(above @ below.pop().mT)
         above = weight.mT @ above  # (W_L ... W_l)^T G
     return (above, *reversed(found))
 
