@@ -79,7 +79,7 @@ FALSE = {  # what each figure claims, made a little false
         replace(data, predicted=0 * data.predicted, difference=0 * data.difference),
     ],
     "completion": lambda data: [
-        replace(data, leak=0 * data.leak),
+        replace(data, movement=data.movement * [1, 0]),
         replace(data, runs={name: replace(run, values=0 * run.values) for name, run in data.runs.items()}),
         replace(data, runs={name: replace(run, values=1e4 * run.values) for name, run in data.runs.items()}),
     ],
