@@ -40,9 +40,9 @@ def leading_subspace(
     Raises ValueError if an argument is out of range or the matrix is not finite.
     """
     _check(matrix, rank, method, start, passes)
-    work = matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
-    if method == "exact":
-        return torch.linalg.svd(work, full_matrices=False).U[:, :rank].to(matrix.dtype)
+    work = _computable(matrix)
+    if method == "exact":  # a copy: a view would keep all singular vectors alive
+        return torch.linalg.svd(work, full_matrices=False).U[:, :rank].to(matrix.dtype, copy=True).contiguous()
     start = work @ _directions(work, rank, generator) if start is None else start.to(work.dtype)
     basis = torch.linalg.qr(start).Q
     for _ in range(passes):
@@ -50,6 +50,11 @@ def leading_subspace(
         basis = torch.linalg.qr(work @ basis).Q
     within = torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
     return (basis @ within).to(matrix.dtype)
+
+
+def _computable(matrix: Tensor) -> Tensor:
+    """The matrix in a precision that LAPACK has."""
+    return matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
 
 
 def _directions(matrix: Tensor, rank: int, generator: torch.Generator | None) -> Tensor:
@@ -65,15 +70,18 @@ def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
     From sines where an angle is small and from cosines where it is large, so that each is accurate to machine precision
     (Björck & Golub 1973, Math. Comp. 27).
 
-    basis, other: (rows, k) and (rows, l) with linearly independent columns, orthonormal or not.
+    basis, other: (rows, k) and (rows, l), finite, of one dtype, with linearly independent columns, orthonormal or not.
+
+    Raises ValueError for other shapes, dtypes or non-finite entries; dependent columns are not noticed.
     """
-    if basis.ndim != 2 or other.ndim != 2 or len(basis) != len(other):
-        raise ValueError(
-            f"bases of shapes {tuple(basis.shape)} and {tuple(other.shape)}: give two with equally many rows"
-        )
+    shapes = [tuple(matrix.shape) for matrix in (basis, other)]
+    if basis.ndim != 2 or other.ndim != 2 or len(basis) != len(other) or max(*basis.shape, *other.shape) > len(basis):
+        raise ValueError(f"bases of shapes {shapes}: give two with equally many rows, and no more columns than rows")
+    if basis.dtype != other.dtype or not (torch.isfinite(basis).all() and torch.isfinite(other).all()):
+        raise ValueError(f"bases of dtypes {basis.dtype} and {other.dtype}: give finite ones of one dtype")
     if basis.shape[1] < other.shape[1]:
         basis, other = other, basis
-    larger, smaller = torch.linalg.qr(basis).Q, torch.linalg.qr(other).Q
+    larger, smaller = torch.linalg.qr(_computable(basis)).Q, torch.linalg.qr(_computable(other)).Q
     inner = larger.mT @ smaller
     cosines = torch.linalg.svdvals(inner).clamp(max=1)
     sines = torch.linalg.svdvals(smaller - larger @ inner).clamp(max=1).flip(0)
@@ -91,8 +99,10 @@ def _check(matrix: Tensor, rank: int, method: Method, start: Tensor | None, pass
         raise ValueError(
             f"method = {method!r} with start = {start if start is None else 'given'}: 'warm' alone needs one"
         )
-    if start is not None and start.shape != (len(matrix), rank):
-        raise ValueError(f"start of shape {tuple(start.shape)}: 'warm' needs ({len(matrix)}, {rank}), rows by rank")
+    if start is not None and (start.shape != (len(matrix), rank) or not torch.isfinite(start).all()):
+        raise ValueError(
+            f"start of shape {tuple(start.shape)}: 'warm' needs a finite ({len(matrix)}, {rank}), rows by rank"
+        )
     if passes < 1:
         raise ValueError(f"passes = {passes}: take at least one power iteration")
     if not torch.isfinite(matrix).all():

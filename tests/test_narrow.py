@@ -50,6 +50,7 @@ SHAPES = [  # layer dimensions, and those of the invariant subspaces for a signa
     ((20, 60, 60, 20), (20, 40, 40, 20)),
     ((90, 60, 60, 60), (12, 8, 8, 8)),
     ((60, 60, 60), (8, 8, 8)),
+    ((60, 80, 60, 60), (28, 48, 28, 28)),
 ]
 
 
@@ -158,6 +159,7 @@ GAUSSIAN = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 8)))
         (WEIGHTS, SIGNAL[:5], 1, r"signal of shape \(5, 8\): the product is \(8, 8\)"),
         (WEIGHTS, SIGNAL.float(), 1, r"one device and one dtype, float32 or float64"),
         (tuple(w.half() for w in WEIGHTS), SIGNAL.half(), 1, r"float32 or float64; convert them first"),
+        (tuple(w.long() for w in WEIGHTS), SIGNAL.long(), 1, r"float32 or float64; convert them first"),
         (WEIGHTS, 0 * SIGNAL, 1, r"the signal is zero"),
         (WEIGHTS, SIGNAL / 0, 1, r"NaN or infinity"),
         ((WEIGHTS[0], GAUSSIAN, WEIGHTS[2]), SIGNAL, 1, r"layer 2 is not .* start it with torch.nn.init.orthogonal_"),
@@ -170,8 +172,38 @@ def test_impossible_compressions_are_refused(weights, signal, rank, message):
         compress(weights, signal, rank)
 
 
-def test_a_layer_that_is_orthogonal_up_to_one_percent_is_refused():
-    spoiled = WEIGHTS[1].clone()
-    spoiled[0] *= 1.01
+@pytest.mark.parametrize("width", [8, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_row_that_is_one_percent_off_is_refused_at_any_width_and_precision(width, dtype):
+    weights, signal = semi_orthogonal((width,) * 4, 1)
+    weights[1][0] *= 1.01
     with pytest.raises(ValueError, match="layer 2 is not a multiple"):
-        compress((WEIGHTS[0], spoiled, WEIGHTS[2]), SIGNAL, 1)
+        compress(tuple(w.to(dtype) for w in to_torch(*weights)), torch.from_numpy(signal).to(dtype), 1)
+
+
+def test_layers_drawn_in_single_precision_compress_as_they_are_and_cast_to_double():
+    """What torch.nn.init.orthogonal_ gives, with its rounding of 1e-7, which must not count as new directions."""
+    generator = torch.Generator().manual_seed(0)
+    single = tuple(0.1 * torch.nn.init.orthogonal_(torch.empty(200, 200), generator=generator) for _ in range(3))
+    signal = torch.randn(200, 3, generator=generator) @ torch.randn(3, 200, generator=generator)
+    for weights, target in ((single, signal), (tuple(w.double() for w in single), signal.double())):
+        assert [tuple(core.shape) for core in compress(weights, target, 3).cores] == [(6, 6)] * 3
+
+
+@given(st.floats(1e-9, 3e-6), st.integers(0, 20), st.sampled_from([torch.float32, torch.float64]))
+def test_subspaces_stop_growing_for_layers_that_are_almost_orthogonal(noise, seed, dtype):
+    """A start that is neither exact nor far off once made the sweeps go on for ever."""
+    weights, signal = semi_orthogonal((12,) * 4, 2, seed)
+    rng = np.random.default_rng(seed)
+    noisy = [torch.from_numpy(w + noise * rng.standard_normal(w.shape)).to(dtype) for w in weights]
+    narrow = compress(tuple(noisy), torch.from_numpy(signal).to(dtype), 2)
+    for factor in (narrow.left, narrow.right):
+        np.testing.assert_allclose(factor.T @ factor, np.eye(factor.shape[1]), atol=100 * torch.finfo(dtype).eps)
+
+
+def test_a_signal_that_would_fill_wide_layers_is_refused():
+    weights, signal = semi_orthogonal((10, 20, 20, 10), 3)
+    with pytest.raises(
+        ValueError, match=r"fill the hidden layers of widths \[20, 20\], so nothing would become narrower"
+    ):
+        compress(to_torch(*weights), torch.from_numpy(signal), 3)

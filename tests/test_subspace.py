@@ -126,7 +126,8 @@ MATRIX = torch.eye(4, 3)
         ({"rank": 1, "method": "fast"}, r"method = 'fast': take 'exact', 'randomized' or 'warm'"),
         ({"rank": 1, "method": "warm"}, r"method = 'warm' with start = None"),
         ({"rank": 1, "start": MATRIX[:, :1]}, r"method = 'exact' with start = given: 'warm' alone needs one"),
-        ({"rank": 2, "method": "warm", "start": MATRIX[:, :1]}, r"'warm' needs \(4, 2\), rows by rank"),
+        ({"rank": 1, "method": "warm", "start": MATRIX[:, :1] / 0}, r"'warm' needs a finite"),
+        ({"rank": 2, "method": "warm", "start": MATRIX[:, :1]}, r"'warm' needs a finite \(4, 2\), rows by rank"),
         ({"rank": 1, "method": "randomized", "passes": 0}, r"passes = 0: take at least one"),
         ({"rank": 1, "matrix": MATRIX[0]}, r"give a floating-point matrix"),
         ({"rank": 1, "matrix": MATRIX.int()}, r"torch.int32 tensor of shape \(4, 3\)"),
@@ -139,6 +140,29 @@ def test_impossible_arguments_are_refused(arguments, message):
         leading_subspace(matrix, **arguments)
 
 
-def test_angles_need_bases_of_the_same_space():
-    with pytest.raises(ValueError, match="give two with equally many rows"):
-        principal_angles(torch.eye(3), torch.eye(4))
+@pytest.mark.parametrize(
+    ("basis", "other", "message"),
+    [
+        (torch.eye(3), torch.eye(4), "give two with equally many rows"),
+        (torch.eye(3), torch.ones(3, 4), "no more columns than rows"),
+        (torch.ones(3), torch.ones(3), "give two with equally many rows"),
+        (torch.eye(3), torch.eye(3).double(), "of one dtype"),
+        (torch.eye(3), torch.eye(3) / 0, "finite ones of one dtype"),
+    ],
+)
+def test_angles_need_bases_of_the_same_space(basis, other, message):
+    with pytest.raises(ValueError, match=message):
+        principal_angles(basis, other)
+
+
+@pytest.mark.parametrize("method", ["exact", "randomized", "warm"])
+def test_basis_keeps_no_bigger_storage_alive(method):
+    matrix = torch.randn(60, 50, generator=torch.Generator().manual_seed(0))
+    basis = leading_subspace(matrix, 3, method=method, start=matrix[:, :3] if method == "warm" else None)
+    assert basis.untyped_storage().nbytes() == 60 * 3 * 4
+    assert basis.is_contiguous()
+
+
+def test_angles_of_half_precision_bases_are_computed_in_single():
+    basis = torch.eye(4, 2).bfloat16()
+    assert principal_angles(basis, basis.flip(0)).tolist() == pytest.approx([np.pi / 2] * 2)

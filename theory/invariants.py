@@ -87,15 +87,15 @@ def reduced_dynamics(problem: Problem, small_target: Float64[np.ndarray, "k k"])
     cores: Cores = tuple(eps * np.eye(size) for eps in problem.eps)
     while True:
         yield cores
-        residual = chain(cores, size) - small_target
+        residual = _chain(cores, size) - small_target
         cores = tuple(
             (1 - problem.lr * problem.decay) * core
-            - problem.lr * chain(cores[layer + 1 :], size).T @ residual @ chain(cores[:layer], size).T
+            - problem.lr * _chain(cores[layer + 1 :], size).T @ residual @ _chain(cores[:layer], size).T
             for layer, core in enumerate(cores)
         )
 
 
-def chain(factors: Cores, size: int) -> Float64[np.ndarray, "k k"]:
+def _chain(factors: Cores, size: int) -> Float64[np.ndarray, "k k"]:
     """F_n ... F_1, the identity if there are none. Written out here: an oracle shares no code with what it judges."""
     product = np.eye(size)
     for factor in factors:
