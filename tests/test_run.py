@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(module.sys, "argv", ["run", "figures", "--quick"])
     monkeypatch.setattr(module.os, "chdir", lambda _: None)
     monkeypatch.setattr(module.os, "execv", lambda python, arguments: module.commands.append(["exec", *arguments]))
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module, "has_gpu", lambda: False)
     return module
 
 
@@ -73,29 +73,81 @@ def test_another_command_adds_its_extra_and_keeps_the_first(run, monkeypatch):
     run.main()
     monkeypatch.setattr(run.sys, "argv", ["run", "test"])
     run.main()
-    assert set(json.loads(run.STAMP.read_text())) == {"research", "test"}
+    assert set(json.loads(run.STAMP.read_text())) == {"research", "test", "torch"}
 
 
 def test_a_gpu_gets_the_default_build_and_nobody_else_does(run, monkeypatch):
     monkeypatch.setattr(run.sys, "argv", ["run", "--torch", "cuda", "figures"])
     run.main()
     assert not [command for command in installs(run) if "+cpu" in command[-1]]
-    monkeypatch.setattr(run.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert not run.has_gpu()  # nvidia-smi without a GPU lists none
+    monkeypatch.setattr(run.sys, "argv", ["run", "figures"])
+    monkeypatch.setattr(run, "has_gpu", lambda: True)
+    run.commands.clear()
+    run.main()
+    assert [command[0] for command in run.commands] == ["exec"]  # auto is cuda there, and it is installed
 
 
-def test_an_interrupted_set_up_is_made_anew(run):
+def test_another_flavour_of_torch_replaces_the_first(run, monkeypatch):
+    run.main()
+    run.commands.clear()
+    monkeypatch.setattr(run.sys, "argv", ["run", "--torch", "cuda", "figures"])
+    run.main()
+    torch, _ = installs(run)
+    assert torch[-2:] == ["--force-reinstall", "torch==2.13.0"]
+    run.commands.clear()
+    monkeypatch.setattr(run.sys, "argv", ["run", "--torch", "cpu", "figures"])
+    run.main()
+    assert installs(run)[0][-2:] == ["--force-reinstall", "torch==2.13.0+cpu"]
+
+
+def test_a_failed_install_keeps_what_was_there(run, monkeypatch):
+    run.main()
+    monkeypatch.setattr(run.sys, "argv", ["run", "notebooks"])
+    run.fails = lambda command: "install" in command
+    with pytest.raises(SystemExit):
+        run.main()
+    run.commands.clear()
+    monkeypatch.setattr(run.sys, "argv", ["run", "figures"])
+    run.main()
+    assert [command[0] for command in run.commands] == ["exec"]
+
+
+def test_an_environment_of_the_users_own_is_reused_and_never_cleared(run):
+    run.PYTHON.parent.mkdir(parents=True)
+    run.PYTHON.touch()
+    run.fails = lambda command: "-e" in command
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="pip could not install"):
+            run.main()
+    assert not [command for command in run.commands if "venv" in command]
+    run.PYTHON.unlink()
+    with pytest.raises(SystemExit, match=r"not ours to delete.\n .* Move it away"):
+        run.main()
+    assert not [command for command in run.commands if "venv" in command]
+
+
+def test_an_environment_that_was_left_half_made_is_made_anew(run):
+    run.fails = lambda command: "venv" in command
+    with pytest.raises(SystemExit, match="python -m venv failed"):
+        run.main()
+    run.commands.clear()
+    run.fails = lambda command: False
+    run.main()
+    assert run.commands[0][1:4] == ["-m", "venv", "--clear"]
+    assert not run.UNFINISHED.exists()
+
+
+def test_an_interrupted_install_goes_on(run):
     run.fails = lambda command: "-e" in command
     with pytest.raises(
         SystemExit, match=r"pip could not install .*\n.* Is the network up\? .* With conda: ./run --no-venv"
     ):
         run.main()
-    assert run.UNFINISHED.exists()
     assert not run.STAMP.exists()
     run.commands.clear()
     run.fails = lambda command: False
     run.main()
-    assert run.commands[0][1:4] == ["-m", "venv", "--clear"]
+    assert len(installs(run)) == 2
 
 
 def test_no_cpu_torch_in_reach_does_not_end_in_three_gigabytes(run):
@@ -120,7 +172,7 @@ def test_no_venv_uses_this_python_and_installs_nothing(run, monkeypatch):
     assert run.commands == [["exec", sys.executable, *run.COMMANDS["test"][1], "-k", "rho"]]
 
 
-def test_of_two_runs_at_once_one_waits_and_then_finds_the_work_done(tmp_path):
+def test_of_two_runs_at_once_one_waits(tmp_path):
     program = f"""
 import sys, time
 from importlib.machinery import SourceFileLoader
