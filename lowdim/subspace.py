@@ -29,10 +29,11 @@ def leading_subspace(
 
     matrix: (rows, cols), finite.
     rank: 1 <= rank <= min(rows, cols).
-    method: "exact", one thin SVD. "randomized", subspace iteration from random directions (Halko, Martinsson & Tropp
-        2011, arXiv 0909.4061, Algorithms 4.4 and 5.1): the sine of the angle to the exact subspace falls like
-        (sigma_{rank+1+10} / sigma_rank)^(2 passes + 1). "warm", the same iteration from `start`, without extra
-        directions: cheap where a slowly changing matrix had the subspace `start` a little earlier.
+    method: "exact", one thin SVD. "randomized", subspace iteration from rank + 10 random directions (Halko, Martinsson
+        & Tropp 2011, arXiv 0909.4061, Algorithms 4.4 and 5.1): the leading vectors lie in the span of these up to a
+        sine of order (sigma_{rank+11} / sigma_rank)^(2 passes + 1), and which `rank` of them are the leading ones is as
+        certain as the gap between sigma_rank and sigma_{rank+1} makes it. "warm", the same iteration from `start`,
+        without extra directions: cheap where a slowly changing matrix had the subspace `start` a little earlier.
     start: (rows, rank), required by "warm" and by it alone; need not be orthonormal.
     passes: power iterations of the last two methods, >= 1; each multiplies by the matrix and its transpose.
     generator: draws the random directions; by default one seeded with 0, so that all processes of a job agree.

@@ -1,6 +1,6 @@
 """The one rollout: a step maps weights to weights, and one loop runs any step.
 
-Weights are W_1, ..., W_L with E = W_L ... W_1. Nothing here names an array library: `@` and `.mT` are enough, so the
+Weights are W_1, ..., W_L with E = W_L ... W_1. Steps use operators that NumPy and torch share, like `@` and `.mT`, so the
 same step runs on NumPy float64 (the default) and on torch, on any device.
 """
 
@@ -62,6 +62,11 @@ def gradient_descent(loss: Loss, lr: float | tuple[float, ...], decay: float = 0
     return step
 
 
+def discrepant(lr: float, gamma: float, depth: int) -> tuple[float, ...]:
+    """Learning rates of the L + 2 factors of a compressed network: gamma eta for the outer ones, eta for the L cores."""
+    return (gamma * lr, *(lr,) * depth, gamma * lr)
+
+
 def rollout(step: Step, weights: Weights, steps: int) -> Iterator[Weights]:
     """W(0), W(1), ..., W(steps)."""
     yield weights
@@ -88,10 +93,13 @@ def observe(
     measure: Callable[[Weights], tuple[float, ...]],
     label: str = "training",
 ) -> Run:
-    """Run `steps` steps and measure after each `every`-th; the CPU time of the measurements is not counted.
+    """Run `steps` steps and measure at the start and after each `every`-th; measuring is not counted as CPU time.
 
-    Shows a progress bar on a terminal. Raises FloatingPointError at the first measurement that is not finite.
+    Shows a progress bar on a terminal. Raises ValueError unless `every` divides `steps`, and FloatingPointError at the
+    first measurement that is not finite.
     """
+    if every < 1 or steps < every or steps % every:
+        raise ValueError(f"steps = {steps}, every = {every}: take steps >= every >= 1, and every a divisor of steps")
     counts, values, seconds = [], [], []
     spent, console = 0.0, Console(stderr=True)
     blocks = range(0, steps + 1, every)

@@ -15,19 +15,11 @@ def singular_values(weight: Matrix) -> Float64[np.ndarray, " rank"]:
 
 def idle_scale(weight: Matrix, idle: int) -> float:
     """The mean of the `idle` neighbouring singular values that lie closest together: the flat part of a spectrum."""
-    return float(np.mean(_flattest(singular_values(weight), idle)))
-
-
-def idle_spread(weight: Matrix, idle: int) -> float:
-    """Largest minus smallest of the `idle` neighbouring singular values that lie closest together."""
-    return float(np.ptp(_flattest(singular_values(weight), idle)))
-
-
-def _flattest(values: Float64[np.ndarray, " n"], count: int) -> Float64[np.ndarray, " count"]:
-    if not 1 <= count <= len(values):
-        raise ValueError(f"idle = {count} of {len(values)} singular values: take 1 <= idle <= {len(values)}")
-    windows = np.lib.stride_tricks.sliding_window_view(values, count)
-    return windows[np.argmin(np.ptp(windows, axis=1))]
+    values = singular_values(weight)
+    if not 1 <= idle <= len(values):
+        raise ValueError(f"idle = {idle} of {len(values)} singular values: take 1 <= idle <= {len(values)}")
+    windows = np.lib.stride_tricks.sliding_window_view(values, idle)
+    return float(np.mean(windows[np.argmin(np.ptp(windows, axis=1))]))
 
 
 def largest_angle(basis: Matrix, other: Matrix) -> float:

@@ -32,8 +32,10 @@ def orthogonal(dims: tuple[int, ...], scales: tuple[float, ...], rng: np.random.
 
     dims: d_0 (inputs), d_1, ..., d_L (outputs). scales: eps_1, ..., eps_L > 0.
     """
-    if len(scales) != len(dims) - 1 or min(scales) <= 0:
-        raise ValueError(f"scales = {scales} for {len(dims) - 1} layers: give one positive scale for each layer")
+    if len(scales) != len(dims) - 1 or not all(0 < eps < np.inf for eps in scales):
+        raise ValueError(
+            f"scales = {scales} for {len(dims) - 1} layers: give one positive, finite scale for each layer"
+        )
     return tuple(eps * haar(rows, cols, rng) for eps, rows, cols in zip(scales, dims[1:], dims[:-1], strict=True))
 
 
@@ -65,9 +67,13 @@ def sensing_operators(
     return rng.standard_normal((measurements, *shape)) / np.sqrt(measurements)
 
 
-def to_torch(*arrays: np.ndarray, device: str = "cpu", single: bool = False) -> tuple[Any, ...]:
-    """Copies of the arrays as torch tensors on a device, in their own precision or, if `single`, floats in float32."""
+def to_torch(*arrays: np.ndarray, device: str = "cpu") -> tuple[Any, ...]:
+    """Copies of the arrays as torch tensors on a device: copies, since optimizers write in place."""
     import torch
 
-    tensors = (torch.tensor(array, device=device) for array in arrays)  # a copy: optimizers write in place
-    return tuple(tensor.float() if single and tensor.is_floating_point() else tensor for tensor in tensors)
+    return tuple(torch.tensor(array, device=device) for array in arrays)
+
+
+def to_numpy(*tensors: Any) -> Weights:
+    """The torch tensors as contiguous NumPy arrays, which may share their memory."""
+    return tuple(tensor.detach().cpu().contiguous().numpy() for tensor in tensors)

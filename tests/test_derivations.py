@@ -27,8 +27,22 @@ def _is_zero(block: sp.Expr) -> bool:
     return block == 0 or isinstance(block, sp.ZeroMatrix)
 
 
-def test_a_one_percent_error_in_the_step_is_caught(monkeypatch):
-    """With eta' = 1.01 eta in what is claimed, the active and the idle blocks of each layer differ, and only they."""
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_tail_is_m_times_the_squared_idle_scales(depth):
+    assert derivations.tail(depth) == 0
+
+
+def test_first_order_terms_of_the_balance_cancel_for_any_neighbours():
+    assert _is_zero(derivations.balance_drift())
+
+
+def test_a_wrong_drift_is_caught(monkeypatch):
+    monkeypatch.setattr(derivations, "_simplified", lambda e: sp.expand((e + derivations.ETA * e.args[0]).doit()))
+    assert not _is_zero(derivations.balance_drift())
+
+
+def test_a_one_percent_error_in_the_decay_is_caught(monkeypatch):
+    """With lam' = 1.01 lam in the gradient step, the active and the idle blocks of each layer differ, and only they."""
     honest = sp.block_collapse
 
     def one_percent_more(expression):

@@ -1,13 +1,17 @@
 """A Problem refuses what the theorem does not cover, with the value, the reason and the remedy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
 
-from sims.dynamics import gradient_descent, observe, product
+from sims.dynamics import gradient_descent, observe, product, rollout
 from sims.losses import Factorization
 from sims.measure import relative_error
 from sims.start import problem_start, problem_target
-from theory.invariants import invariant_bases
+from tests.strategies import problems
+from theory.invariants import gap, invariant_bases
 from theory.problem import Problem
 
 
@@ -22,10 +26,14 @@ from theory.problem import Problem
         ({"spectrum": (2.0, 0.0)}, r"positive"),
         ({"scales": 0.0}, r"scales = 0.0: .* take finite scales > 0"),
         ({"scales": (1.0, -0.1, 1.0)}, r"take finite scales > 0"),
-        ({"scales": (1.0, 1.0)}, r"2 scales for depth = 3: give one for all layers, or one for each"),
+        (
+            {"scales": (1.0, 1.0)},
+            r"scales = \(1.0, 1.0\) for depth = 3: give one, or a tuple with one for each layer",
+        ),
         ({"decay": -1.0}, r"decay = -1.0: .* take a finite decay >= 0"),
         ({"lr": 0.0}, r"lr = 0.0: only a finite step > 0 descends; take 0 < lr < 0.0309"),
-        ({"lr": 0.05}, r"lr = 0.05: at and above .* = 0.0309 gradient descent is unstable .* take lr = 0.0155"),
+        ({"lr": 0.05}, r"lr = 0.05: from 0.0309 on, 2 over the curvature .* not stable; take lr = 0.0155"),
+        ({"scales": 3.0, "spectrum": (1.0,), "lr": 0.3}, r"lr = 0.3: from 0.00494 on, .* or smaller scales"),
         ({"lr": float("nan")}, r"lr = nan"),
         ({"decay": float("nan")}, r"decay = nan"),
         ({"scales": float("nan")}, r"scales = nan"),
@@ -39,8 +47,8 @@ def test_impossible_problems_are_refused(fields, message):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_the_stability_limit_is_where_gradient_descent_starts_to_diverge(depth):
-    """Near the solution, a step 3 % below the limit converges and one 3 % above it does not (Problem refuses it)."""
+def test_from_the_stability_limit_on_the_solution_repels(depth):
+    """Near the solution, a step 3 % below the limit converges; one 3 % above, which Problem refuses, moves away."""
     problem = Problem(width=8, spectrum=(4.0, 3.0), depth=depth, scales=1.0, lr=1e-3)
     loss = Factorization(problem_target(problem))
     near = observe(
@@ -57,15 +65,38 @@ def test_the_stability_limit_is_where_gradient_descent_starts_to_diverge(depth):
     assert error(1.03) > 10
 
 
+@given(problems())
+def test_every_step_that_a_problem_accepts_stays_finite(p):
+    p = replace(p, lr=0.99 * p.stable_lr)
+    *_, last = rollout(gradient_descent(Factorization(problem_target(p)), p.lr, p.decay), problem_start(p), 100)
+    assert all(np.isfinite(weight).all() for weight in last)
+
+
 def test_a_rank_of_half_the_width_is_refused_by_the_theorem_itself():
     problem = Problem(width=8, spectrum=(1.0,), lr=0.1)
+    start, target = problem_start(problem), problem_target(problem)
     with pytest.raises(ValueError, match=r"rank = 4: 2 rank must be below the width 8; take rank <= 3"):
-        invariant_bases(problem_start(problem), problem_target(problem), 4)
+        invariant_bases(start, target, 4)
+    for rank in (0, 4):
+        with pytest.raises(ValueError, match=rf"rank = {rank}: .* take 1 <= rank <= 3"):
+            gap(problem, 1, rank)
+
+
+def test_a_rank_below_the_targets_is_refused_since_its_idle_directions_would_see_the_target():
+    problem = Problem(width=12, spectrum=(3.0, 2.0, 1.0), lr=0.01)
+    with pytest.raises(ValueError, match=r"the target has singular values beyond rank = 2"):
+        invariant_bases(problem_start(problem), problem_target(problem), 2)
+
+
+@pytest.mark.parametrize("layer", [np.zeros((8, 8)), np.full((8, 8), np.nan)])
+def test_a_layer_of_zeros_or_nans_is_refused(layer):
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="layer 1 of shape 8 x 8 is not eps_l times"):
+        invariant_bases((layer,), np.diag([1.0] + [0.0] * 7), 1)
 
 
 def test_a_rectangular_layer_is_refused_where_the_theorem_needs_squares():
     with pytest.raises(ValueError, match=r"layer 1 of shape 4 x 8 is not eps_l times a square orthogonal matrix"):
-        invariant_bases((np.eye(8)[:4],), np.eye(8), 1)
+        invariant_bases((np.eye(8)[:4],), np.diag([1.0] + [0.0] * 7), 1)
 
 
 def test_a_diverging_run_stops_with_the_step_and_the_remedy():

@@ -55,8 +55,7 @@ def induction_step(depth: int) -> list[tuple[sp.MatrixExpr, sp.MatrixExpr, sp.Ma
     """The four blocks of W_l(t+1) minus the theorem's, for each layer, for symbolic block sizes k = 2r and m = d - 2r.
 
     Assume V_{l+1}^T W_l(t) V_l = diag(A_l, rho_l I_m) for all l. The V_l cancel between neighbours and, since the idle
-    inputs lie in ker Phi and the idle outputs in ker Phi^T (see `idle_directions_miss_the_target`), V_{L+1}^T Phi V_1 =
-    diag(P, 0). So one step of gradient descent can be written in these coordinates; it must give
+    inputs lie in ker Phi and the idle outputs in ker Phi^T by their construction, V_{L+1}^T Phi V_1 = diag(P, 0). So one step of gradient descent can be written in these coordinates; it must give
     diag(A_l - eta lam A_l - eta (A_L...A_{l+1})^T (A_L...A_1 - P) (A_{l-1}...A_1)^T, rho_l (1 - eta lam - eta prod_{k != l} rho_k^2) I_m).
     """  # noqa: E501
     k, m = sp.symbols("k m", integer=True, positive=True)
@@ -85,6 +84,40 @@ def induction_step(depth: int) -> list[tuple[sp.MatrixExpr, sp.MatrixExpr, sp.Ma
         found = [stepped.blocks[row, col] for row in range(2) for col in range(2)]
         differences.append(tuple(_simplified(f - c) for f, c in zip(found, claimed, strict=True)))
     return differences
+
+
+def tail(depth: int) -> sp.Expr:
+    """|E - E_C|_F^2 minus m prod rho_l^2, for symbolic blocks: zero.
+
+    In the coordinates of `induction_step`, E = diag(A_L ... A_1, prod rho_l I_m) and E_C = diag(A_L ... A_1, 0).
+    """
+    k, m = sp.symbols("k m", integer=True, positive=True)
+    scales = sp.symbols(f"rho_1:{depth + 1}", real=True)
+    cores = [sp.MatrixSymbol(f"A_{layer}", k, k) for layer in range(1, depth + 1)]
+    active = reduce(lambda below, core: core * below, cores)
+    whole = sp.BlockDiagMatrix(active, sp.prod(scales) * sp.Identity(m))
+    difference = sp.block_collapse(whole - sp.BlockDiagMatrix(active, sp.ZeroMatrix(m, m)))
+    factored = [block.as_coeff_mmul() for block in difference.blocks if not block.is_ZeroMatrix]
+    squares = [coefficient**2 * sp.trace((matrix.T * matrix).doit()) for coefficient, matrix in factored]
+    return sp.simplify(sum(squares) - m * sp.prod([scale**2 for scale in scales]))
+
+
+def balance_drift() -> sp.MatrixExpr:
+    """One step's W_{l+1}^T W_{l+1} - W_l W_l^T minus the claimed drift, for neighbours in any network: zero.
+
+    With B = W_{l-1} ... W_1, A = W_L ... W_{l+2} and G = dl/dE, the gradients are g_l = (A W_{l+1})^T G B^T and
+    g_{l+1} = A^T G (W_l B)^T; of any shapes, and G may come from any loss of the product.
+    """
+    d = sp.symbols("d_0 d_1 d_2 d_3 d_4", integer=True, positive=True)
+    lower, upper = sp.MatrixSymbol("W_l", d[2], d[1]), sp.MatrixSymbol("W_m", d[3], d[2])
+    below, above = sp.MatrixSymbol("B", d[1], d[0]), sp.MatrixSymbol("A", d[4], d[3])
+    residual = sp.MatrixSymbol("G", d[4], d[0])
+    g_lower, g_upper = (above * upper).T * residual * below.T, above.T * residual * (lower * below).T
+    shrink = 1 - ETA * LAM
+    stepped_lower, stepped_upper = shrink * lower - ETA * g_lower, shrink * upper - ETA * g_upper
+    balance = stepped_upper.T * stepped_upper - stepped_lower * stepped_lower.T
+    claimed = shrink**2 * (upper.T * upper - lower * lower.T) + ETA**2 * (g_upper.T * g_upper - g_lower * g_lower.T)
+    return _simplified(balance - claimed)
 
 
 def _simplified(expression: sp.MatrixExpr) -> sp.MatrixExpr:

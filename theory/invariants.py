@@ -42,14 +42,18 @@ def invariant_bases(start: Start, target: Matrix, rank: int) -> Start:
 
     Active inputs of W_1: row(Phi) + Q^T col(Phi) with Q = Q_L ... Q_1; then V_{l+1} = Q_l V_l.
 
-    start: W_l(0) = eps_l Q_l, W_1 first. target: Phi, of rank at most `rank`; its leading singular vectors are used.
-    Raises ValueError if a layer is not a multiple of an orthogonal matrix or 2 rank >= d.
+    start: W_l(0) = eps_l Q_l, W_1 first. target: Phi, of rank at most `rank`.
+    Raises ValueError if a layer is not a multiple of an orthogonal matrix, 2 rank >= d, or Phi has a higher rank.
     """
     width = target.shape[0]
     if 2 * rank >= width:
         raise ValueError(f"rank = {rank}: 2 rank must be below the width {width}; take rank <= {(width - 1) // 2}")
     rotations = [_rotation(weight, layer) for layer, weight in enumerate(start, 1)]
-    left, _, right = np.linalg.svd(target)
+    left, sigma, right = np.linalg.svd(target)
+    if sigma[rank] > 1e-10 * sigma[0]:
+        raise ValueError(
+            f"the target has singular values beyond rank = {rank} (next: {sigma[rank]:.3g}); take its rank"
+        )
     outputs = left[:, :rank]
     for rotation in reversed(rotations):
         outputs = rotation.T @ outputs  # ends as Q^T col(Phi)
@@ -64,8 +68,8 @@ def _rotation(weight: Matrix, layer: int) -> Matrix:
     """Q_l = W_l(0) / eps_l, or ValueError if W_l(0) is no multiple of an orthogonal matrix."""
     rows, cols = weight.shape
     scale = np.linalg.norm(weight) / np.sqrt(cols)
-    defect = np.abs(weight.T @ weight / scale**2 - np.eye(cols)).max() if rows == cols else np.inf
-    if defect > 1e-10:  # Haar matrices from a QR are orthogonal to d times machine epsilon, 1e-12 at d = 4000
+    defect = np.abs(weight.T @ weight / scale**2 - np.eye(cols)).max() if rows == cols and scale > 0 else np.inf
+    if not defect <= 1e-10:  # Haar matrices from a QR are orthogonal to d times machine epsilon, 1e-12 at d = 4000
         raise ValueError(
             f"layer {layer} of shape {rows} x {cols} is not eps_l times a square orthogonal matrix (defect "
             f"{defect:.1e}): the theorem needs one; draw it with sims.start.orthogonal"
@@ -122,8 +126,13 @@ def gap(problem: Problem, steps: int, rank: int | None = None) -> Float64[np.nda
     f - f_C = prod_l rho_l U_{L,2} V_{1,2}^T, hence |f - f_C|_F^2 = (d - 2 rank) prod_l rho_l(t)^2.
     The paper's bound (d - 2 rank) prod_l eps_l^2 is its value at t = 0.
     """
-    idle = problem.width - 2 * (problem.rank if rank is None else rank)
-    return np.sqrt(idle) * np.abs(np.prod(rho(problem, steps), axis=1))
+    rank = problem.rank if rank is None else rank
+    if not problem.rank <= rank < problem.width / 2:
+        largest = (problem.width - 1) // 2
+        raise ValueError(
+            f"rank = {rank}: the gap needs the target's rank or more; take {problem.rank} <= rank <= {largest}"
+        )
+    return np.sqrt(problem.width - 2 * rank) * np.abs(np.prod(rho(problem, steps), axis=1))
 
 
 def idle_loss(problem: Problem, steps: int) -> Float64[np.ndarray, " steps_plus_1"]:
@@ -132,7 +141,7 @@ def idle_loss(problem: Problem, steps: int) -> Float64[np.ndarray, " steps_plus_
 
 
 def balance_drift(problem: Problem, weights: Start, gradients: Start) -> Start:
-    """W_{l+1}^T W_{l+1} - W_l W_l^T one step later, for l = 1, ..., L-1, exact for any step size and decay.
+    """The balance W_{l+1}^T W_{l+1} - W_l W_l^T one step later, for l = 1, ..., L-1, exact for any step size and decay.
 
     B_l <- (1 - eta lam)^2 B_l + eta^2 (g_{l+1}^T g_{l+1} - g_l g_l^T): the terms of first order in eta cancel, since
     W_{l+1}^T g_{l+1} = g_l W_l^T. At lam = 0 and eta -> 0 nothing is left: the balance is conserved (Arora et al. 2018,

@@ -24,7 +24,7 @@ class Problem:
     depth: int = 3
     """L, the number of factors."""
     scales: float | tuple[float, ...] = 1.0
-    """eps_l: one scale for all layers, or one for each, W_1 first."""
+    """eps_l: one scale for all layers, or a tuple with one for each, W_1 first."""
     lr: float = 1 / 900
     """eta, the step of gradient descent on the unnormalised loss."""
     decay: float = 0.0
@@ -54,8 +54,15 @@ class Problem:
 
     @property
     def stable_lr(self) -> float:
-        """Above 2 / (L sigma_1^(2 - 2/L) + lam), the balanced minimum repels gradient descent."""
-        return 2 / (self.depth * self.spectrum[0] ** (2 - 2 / self.depth) + self.decay)
+        """2 over the largest curvature that gradient descent has to survive, at the solution or at the start.
+
+        The balanced solution has L sigma_1^(2 - 2/L) at lam = 0 and repels beyond it; weight decay lowers that to
+        L s^(2 - 2/L) - (L - 2) lam with s < sigma_1, next to 2 lam across layers, so for lam > 0 the limit is on the
+        safe side. On the idle block, 1/2 prod rho^2, the start has about (2L - 1) max_l prod_{k != l} eps_k^2 + lam.
+        """
+        solution = max(self.depth * self.spectrum[0] ** (2 - 2 / self.depth), 2 * self.decay)
+        others = max(math.prod(self.eps) ** 2 / scale**2 for scale in self.eps)
+        return 2 / max(solution, (2 * self.depth - 1) * others + self.decay)
 
     def _check_shape(self) -> None:
         if self.depth < 2:
@@ -69,9 +76,9 @@ class Problem:
             )
 
     def _check_start(self) -> None:
-        if len(self.eps) != self.depth:
+        if not isinstance(self.scales, (int, float, tuple)) or len(self.eps) != self.depth:
             raise ValueError(
-                f"{len(self.eps)} scales for depth = {self.depth}: give one for all layers, or one for each"
+                f"scales = {self.scales} for depth = {self.depth}: give one, or a tuple with one for each layer"
             )
         if not _positive(*self.eps):
             raise ValueError(f"scales = {self.scales}: a layer of scale 0 never moves; take finite scales > 0")
@@ -85,8 +92,8 @@ class Problem:
             raise ValueError(f"lr = {self.lr}: only a finite step > 0 descends; take 0 < lr < {self.stable_lr:.3g}")
         if self.lr >= self.stable_lr:
             raise ValueError(
-                f"lr = {self.lr}: at and above 2 / (L sigma_1^(2 - 2/L) + lam) = {self.stable_lr:.3g} gradient descent "
-                f"is unstable at the solution; take lr = {self.stable_lr / 2:.3g}"
+                f"lr = {self.lr}: from {self.stable_lr:.3g} on, 2 over the curvature at the solution or at the start, "
+                f"gradient descent is not stable; take lr = {self.stable_lr / 2:.3g}, or smaller scales if they are > 1"
             )
 
 
