@@ -1,14 +1,15 @@
 """Wide factors -> narrow ones with the same dynamics.
 
-A deep linear network E = W_L ... W_1 that starts (semi-)orthogonal and learns a signal of low rank moves only inside
-small subspaces S_0, ..., S_L of its layers. They are the smallest ones with
+A deep linear network E = W_L ... W_1 that starts (semi-)orthogonal and learns a signal of low rank trains only inside
+small subspaces S_0, ..., S_L of its layers; outside, it is rescaled at most. They are the smallest ones with
 
     row(signal) in S_0,   col(signal) in S_L,   W_l S_{l-1} in S_l,   W_l^T S_l in S_{l-1},
 
 all taken at initialisation. Gradient descent on the cores S_l^T W_l S_{l-1} is the wide run, seen from inside: exactly,
-if the gradient stays in the span of the signal (factorization), approximately otherwise (completion, sensing). For
-square layers each S_l has 2 rank dimensions; a non-square layer adds `rank` on its wide side; layers wider than what
-stands on both sides of them have larger ones still (the tests have a table).
+if the gradient is made of E and the signal alone (factorization), approximately otherwise (completion, sensing). For
+square layers S_0 = row(signal) + W_1^T ... W_L^T col(signal), one QR of 2 rank columns, and S_l = W_l S_{l-1}. A
+non-square layer adds `rank` on its wide side; layers wider than what stands on both sides of them have still larger
+ones (the tests have a table).
 
 Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112 (square layers); theory/README.md for the statement and the proof.
 """
@@ -16,11 +17,12 @@ Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112 (square layers); theory/README.
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .subspace import Method, leading_subspace
+from .subspace import leading_subspace
 
 FLOATS = (torch.float32, torch.float64)
 LARGEST_DEFECT = 1e-4
@@ -53,13 +55,17 @@ class Narrow:
 
 
 @torch.no_grad()
-def compress(weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: Method = "exact") -> Narrow:
+def compress(
+    weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: Literal["exact", "randomized"] = "exact"
+) -> Narrow:
     """The narrow network that trains like the wide one.
 
     weights: W_1, ..., W_L at initialisation, W_l of shape (d_l, d_{l-1}) and eps_l times a (semi-)orthogonal matrix;
         any eps_l > 0.
     signal: (d_L, d_0), what the product is to learn, up to scale: the target, its observed part, or minus the gradient
-        of the loss with respect to the product at initialisation.
+        of the loss with respect to the product at initialisation. The last differs from the target by the product at
+        initialisation; where that is not small and lines up with the target (a start near the identity, say), its
+        leading singular vectors are others: give the target.
     rank: of the signal, or an upper estimate; only its leading `rank` singular vectors are used. The cores are
         2 rank x 2 rank for square layers, so 2 rank must be below every hidden width.
     method: how the signal's leading subspace is found, "exact" or "randomized" (see `leading_subspace`).
@@ -81,10 +87,24 @@ def compress(weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: 
 
 
 def invariant_spaces(weights: tuple[Tensor, ...], rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-    """Orthonormal bases of S_0, ..., S_L, grown by sweeps up and down until their dimensions stay.
+    """Orthonormal bases of S_0, ..., S_L for orthonormal bases of row(signal) and col(signal).
 
-    A direction is new if it leaves the span by more than the layers miss orthogonality, or sqrt(machine precision):
-    what rounding leaves is far below that, and a generic new direction is of order 1.
+    As exact as the layers are orthogonal: their defects, at most 1e-4, are what the narrow run may deviate by.
+    """
+    if len({size for weight in weights for size in weight.shape}) > 1:
+        return _grown(weights, rows, columns)
+    back = reduce(lambda outputs, weight: weight.mT @ outputs, reversed(weights), columns)
+    spaces = [torch.linalg.qr(torch.hstack([rows, back / torch.linalg.vector_norm(back)])).Q]
+    for weight in weights:
+        spaces.append(torch.linalg.qr(weight @ spaces[-1]).Q)
+    return tuple(spaces)
+
+
+def _grown(weights: tuple[Tensor, ...], rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+    """The subspaces for layers of any shapes: sweeps up and down, until no dimension grows.
+
+    A direction is new if it leaves the span by more than ten times what the layers miss orthogonality, or the square
+    root of the machine precision: rounding leaves far less, and a generic new direction is of order 1.
     """
     defect = max(orthogonality_defect(weight) for weight in weights)
     tolerance = max(10 * defect, torch.finfo(rows.dtype).eps ** 0.5)
@@ -99,30 +119,31 @@ def invariant_spaces(weights: tuple[Tensor, ...], rows: Tensor, columns: Tensor)
 
 
 def orthogonality_defect(weight: Tensor) -> float:
-    """How far a layer is from eps times a (semi-)orthogonal matrix: |W^T W x - eps^2 x| / |eps^2 x|, NaN for a zero W.
+    """How far a layer is from eps times a (semi-)orthogonal matrix: the largest |W^T W x - eps^2 x| / |eps^2 x|.
 
-    x is one random vector (and W^T W becomes W W^T if W is wide), so that neither product is ever formed.
+    Over 16 random x (and with W W^T if W is wide), so that W^T W is never formed. NaN for a layer of zeros.
     """
     tall = weight if len(weight) >= weight.shape[1] else weight.mT
     generator = torch.Generator(weight.device).manual_seed(0)
-    probe = torch.randn(tall.shape[1], generator=generator, dtype=weight.dtype, device=weight.device)
+    probes = torch.randn(tall.shape[1], 16, generator=generator, dtype=weight.dtype, device=weight.device)
     square = weight.square().sum() / tall.shape[1]  # eps^2
-    return float(torch.dist(tall.mT @ (tall @ probe), square * probe) / (square * probe.norm()))
+    defects = (tall.mT @ (tall @ probes) / square - probes).norm(dim=0) / probes.norm(dim=0)
+    return float(defects.max())
 
 
 def _joined(basis: Tensor, directions: Tensor, tolerance: float) -> Tensor:
-    """The basis, extended by what of the directions lies outside its span, relative to the largest of them."""
+    """The basis, extended by what of the directions lies outside its span, relative to their mean length."""
     outside = directions - basis @ (basis.mT @ directions)
     new, sizes, _ = torch.linalg.svd(outside, full_matrices=False)
-    new = new[:, sizes > tolerance * torch.linalg.matrix_norm(directions, 2)][:, : len(basis) - basis.shape[1]]
+    new = new[:, sizes > tolerance * directions.norm() / directions.shape[1] ** 0.5][:, : len(basis) - basis.shape[1]]
     new = torch.linalg.qr(new - basis @ (basis.mT @ new)).Q  # a small remainder keeps little orthogonality: once more
     return torch.hstack([basis, new])
 
 
 def _check(weights: tuple[Tensor, ...], signal: Tensor, rank: int) -> None:
-    if len(weights) < 2 or any(weight.ndim != 2 for weight in weights):
-        raise ValueError(f"{len(weights)} weights: give at least two matrices, W_1 first")
     shapes = [tuple(weight.shape) for weight in weights]
+    if len(weights) < 2 or any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"weights of shapes {shapes}: give at least two matrices, W_1 first")
     if any(after[1] != before[0] for before, after in pairwise(shapes)):
         raise ValueError(f"weights of shapes {shapes} do not chain: W_l must be (d_l, d_{{l-1}}), W_1 first")
     if tuple(signal.shape) != (shapes[-1][0], shapes[0][1]):

@@ -1,7 +1,7 @@
 """The one rollout: a step maps weights to weights, and one loop runs any step.
 
-Weights are W_1, ..., W_L with E = W_L ... W_1. Steps use operators that NumPy and torch share, like `@` and `.mT`, so the
-same step runs on NumPy float64 (the default) and on torch, on any device.
+Weights are W_1, ..., W_L with E = W_L ... W_1. Steps use operators that NumPy and torch share, like `@` and `.mT`, so
+the same step runs on NumPy float64 (the default) and on torch, on any device.
 """
 
 import math
@@ -63,7 +63,7 @@ def gradient_descent(loss: Loss, lr: float | tuple[float, ...], decay: float = 0
 
 
 def discrepant(lr: float, gamma: float, depth: int) -> tuple[float, ...]:
-    """Learning rates of the L + 2 factors of a compressed network: gamma eta for the outer ones, eta for the L cores."""
+    """Rates of the L + 2 factors of a compressed network: gamma eta for the outer ones, eta for the L cores."""
     return (gamma * lr, *(lr,) * depth, gamma * lr)
 
 
