@@ -7,28 +7,32 @@ import pkgutil
 import platform
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from importlib import import_module, metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import figures
-from figures.claims import Claim, hold
+from figures.claims import Claim, Refuted, hold
+from lm_experiments.assets import write_atomically
 
 OUT = Path(__file__).parent / "out"
+RECORDS = Path(__file__).parent / "records"
 NOT_FIGURES = {"__main__", "claims", "style"}
-HELP = """usage: ./run figures [NAME ...] [--quick | --full] [--field value ...]
+HELP = """usage: ./run figures [NAME ...] [--quick | --full] [--record] [--field value ...]
 
 Computes, checks, then draws figures into figures/out; without a name, all of them. A figure whose check fails is not
 saved.
 
   --quick        the same figures from smaller problems, in seconds, into figures/out/quick
   --full         the papers' sizes, into figures/out/full; hours of CPU time for some
-  --field value  change a field of one figure's Spec; ./run figures NAME --help lists them
+  --record       keep the numbers in figures/records, too, where the READMEs take them from
+  --field value  change a field of one figure's Spec, into figures/out/custom; ./run figures NAME --help lists them
 
 figures:
 """
+SIZES = ("--quick", "--full")
 
 
 def names() -> list[str]:
@@ -38,22 +42,25 @@ def names() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Make the figures that the arguments name; the number of those that failed."""
-    chosen = arguments[: next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))]
-    options = arguments[len(chosen) :]
-    size = next((option for option in ("--quick", "--full") if option in options), None)
-    fields = [option for option in options if option != size]
-    if not chosen and ("--help" in fields or "-h" in fields):
-        print(HELP + "\n".join(f"  {name:20} {_claim(name)}" for name in names()))
-        return 0
+    size = next((argument for argument in arguments if argument in SIZES), "")
+    rest = [argument for argument in arguments if argument not in (*SIZES, "--record")]
+    chosen = list(takewhile(lambda argument: not argument.startswith("-"), rest))
+    fields = rest[len(chosen) :]
     selected = names() if chosen in ([], ["all"]) else chosen
     for name in selected:
         _check_name(name)
+    if len(chosen) != 1 and set(fields) & {"--help", "-h"}:
+        print(HELP + "\n".join(f"  {name:20} {_claim(name)}" for name in names()))
+        return 0
     if fields and len(selected) != 1:
         sys.exit(
             f"{' '.join(fields)}: fields belong to one figure; name it, as in ./run figures {names()[0]} {fields[0]}"
         )
-    specs = [_spec(name, size, fields) for name in selected]
-    failed = [name for name, spec in zip(selected, specs, strict=True) if not _made(name, spec, (size or "")[2:])]
+    if "--record" in arguments and (size or fields):
+        sys.exit("--record keeps the default figure's numbers: leave out sizes and fields")
+    folders = [OUT / ("custom" if fields else size[2:]), *[RECORDS] * ("--record" in arguments)]
+    specs = [_spec(name, size, fields) for name in selected]  # all of them first: a typing error stops before any work
+    failed = [name for name, spec in zip(selected, specs, strict=True) if not _made(name, spec, folders)]
     if failed:
         print(f"{len(failed)} of {len(selected)} figures failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)
@@ -70,44 +77,46 @@ def _check_name(name: str) -> None:
         sys.exit(f"no figure is called {name!r}; did you mean {near!r}? There are: {', '.join(names())}")
 
 
-def _spec(name: str, size: str | None, fields: list[str]) -> Any:
+def _spec(name: str, size: str, fields: list[str]) -> Any:
     import tyro  # only now: --help and typing errors answer at once
 
     spec = import_module(f"figures.{name}").Spec()
-    spec = {"--quick": spec.quick, "--full": spec.full, None: lambda: spec}[size]()
+    spec = {"--quick": spec.quick, "--full": spec.full}.get(size, lambda: spec)()
     return tyro.cli(type(spec), default=spec, args=fields, prog=f"./run figures {name}") if fields else spec
 
 
-def _made(name: str, spec: Any, size: str) -> bool:
-    from rich.console import Console
-    from rich.table import Table
+def _made(name: str, spec: Any, folders: list[Path]) -> bool:
     from threadpoolctl import threadpool_limits
 
-    console, begun = Console(), time.perf_counter()
+    begun = time.perf_counter()
     try:
         with threadpool_limits(1):  # CPU times that compare, and two threads crawl on a busy machine
-            claims = make(name, spec, OUT / size)
-    except Exception as error:
-        if not isinstance(error, (ValueError, OSError, ArithmeticError)) and type(error).__name__ != "Refuted":
-            traceback.print_exc()
-        console.print(f"[bold red]✗ {name}[/]: {error}", highlight=False)
+            claims = make(name, spec, folders[0])
+    except (Refuted, ValueError, OSError, ArithmeticError) as error:
+        print(f"✗ {name}: {error}", file=sys.stderr)
         return False
-    path = (OUT / size / name).relative_to(Path.cwd()) if OUT.is_relative_to(Path.cwd()) else OUT / size / name
+    for folder in folders[1:]:
+        write_atomically(folder / f"{name}.json", (folders[0] / f"{name}.json").read_bytes())
+    _report(name, claims)
+    print(f"✓ {folders[0] / name}.png, .pdf, .json after {time.perf_counter() - begun:.0f} s\n")
+    return True
+
+
+def _report(name: str, claims: list[Claim]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(
         "claim", "measured", "bound", title=f"{name}: {_claim(name)}", title_justify="left", title_style="bold"
     )
     for claim in claims:
         table.add_row(claim.text, f"{claim.value:.4g}", claim.bound)
-    console.print(
-        table, f"[green]✓[/] {path}.png, .pdf, .json after {time.perf_counter() - begun:.0f} s\n", highlight=False
-    )
-    return True
+    Console().print(table, highlight=False, markup=False)
 
 
 def make(name: str, spec: Any, folder: Path) -> list[Claim]:
     """Compute a figure, check its claims, and only then save NAME.png, NAME.pdf and NAME.json, each in one piece."""
     from figures import style
-    from lm_experiments.assets import write_atomically
 
     figure = import_module(f"figures.{name}")
     data = figure.data(spec)

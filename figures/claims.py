@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 class Refuted(Exception):
-    """The computed data contradict what the figure claims."""
+    """The computed data do not support what the figure claims."""
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ def hold(claims: list[Claim]) -> None:
     """Raise Refuted, naming each claim that fails."""
     failed = [f"{claim.text}: {claim.value:.3g}, claimed {claim.bound}" for claim in claims if not claim.holds]
     if failed:
-        raise Refuted("the data contradict the figure, so it was not saved.\n  " + "\n  ".join(failed))
+        raise Refuted("not saved: its claims are refuted, or the run was too short for them.\n  " + "\n  ".join(failed))

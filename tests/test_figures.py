@@ -1,12 +1,12 @@
 """Every figure computes, checks, draws and saves; a false one does not; and the command line teaches."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import cache
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -69,25 +69,36 @@ FALSE = {  # what each figure claims, made a little false
     "invariant_subspace": lambda data: [
         replace(data, predicted=1.01 * data.predicted),
         replace(data, idle_predicted=1.01 * data.idle_predicted),
+        replace(data, idle_predicted=data.idle_predicted[:1] + 0 * data.idle_predicted),  # no recursion at all
+        replace(data, predicted_angles=1.01 * data.predicted_angles),
         replace(data, deviation=data.deviation + 1e-11),
         replace(data, angles=data.angles + 1e-6),
     ],
     "factorization": lambda data: [
         replace(data, predicted=1.01 * data.predicted),
+        replace(data, predicted=data.predicted[0] + 0 * data.predicted),  # the paper's bound instead of our equality
         replace(data, inside=data.inside + 1e-9),
         replace(data, error=data.error * [1.0, 1.01]),
-        replace(data, predicted=0 * data.predicted, difference=0 * data.difference),
     ],
     "completion": lambda data: [
         replace(data, movement=data.movement * [1, 0]),
-        replace(data, runs={name: replace(run, values=0 * run.values) for name, run in data.runs.items()}),
-        replace(data, runs={name: replace(run, values=1e4 * run.values) for name, run in data.runs.items()}),
+        *(
+            replace(data, runs={**data.runs, name: replace(run, values=factor * run.values)})
+            for (name, run), factor in zip(data.runs.items(), (1e4, 1e5, 1e4, 0.01), strict=True)
+        ),
+        *(replace(data, runs={**data.runs, name: _later(run)}) for name, run in list(data.runs.items())[1:3]),
     ],
     "movielens": lambda data: [
-        replace(data, curves={**data.curves, method: data.curves[method] * [1, 1, 1, factor]})
-        for method, factor in product(("compressed",), (1.1, np.nan))
+        replace(data, curves={**data.curves, name: curve * [1, 1, 1, factor]})
+        for name, curve in data.curves.items()
+        for factor in ((1.1, np.nan) if name in ("original", "compressed", "ALS, tuned penalty") else (0.8, np.nan))
     ],
 }
+
+
+def _later(run):
+    """The same run, everything a fifth later."""
+    return replace(run, values=np.vstack([run.values[:1]] * (len(run.values) // 5) + [run.values])[: len(run.values)])
 
 
 @each_figure
@@ -95,7 +106,7 @@ def test_a_false_figure_cannot_be_made(name, tmp_path, monkeypatch):
     figure, data = quick(name)
     for false in FALSE[name](data):
         monkeypatch.setattr(figure, "data", lambda spec, false=false: false)
-        with pytest.raises(Refuted, match="the data contradict the figure, so it was not saved"):
+        with pytest.raises(Refuted, match="not saved: its claims are refuted, or the run was too short for them"):
             make(name, data.spec, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -136,7 +147,11 @@ def test_committed_record_is_of_the_default_figure_and_its_claims_held(name):
     figure = import_module(f"figures.{name}")
     record = json.loads((ROOT / "figures" / "records" / f"{name}.json").read_text())
     assert record["spec"] == json.loads(json.dumps(asdict(figure.Spec()), default=str))
-    assert len(record["claims"]) == len(figure.check(quick(name)[1]))
+    assert [claim["claim"] for claim in record["claims"]] == [claim.text for claim in figure.check(quick(name)[1])]
+    for claim in record["claims"]:
+        bounds = dict(re.findall(r"([<>]=) (\S+)", claim["bound"]))
+        # bounds are recorded with three digits
+        assert float(bounds.get(">=", "-inf")) * 0.99 <= claim["measured"] <= float(bounds.get("<=", "inf")) * 1.01
 
 
 def test_readme_picture_was_drawn_from_the_default_spec():
@@ -155,6 +170,8 @@ def test_readme_picture_was_drawn_from_the_default_spec():
         (["completion", "factorisation"], "did you mean 'factorization'?"),
         (["--density", ".2"], "fields belong to one figure; name it"),
         (["all", "--density", ".2"], "fields belong to one figure; name it"),
+        (["--quick", "movielen"], "did you mean 'movielens'?"),
+        (["movielens", "--quick", "--record"], "--record keeps the default figure's numbers"),
     ],
 )
 def test_command_line_names_the_nearest_figure(arguments, message):
@@ -170,8 +187,13 @@ def test_command_line_names_the_nearest_figure(arguments, message):
         (["completion", "--gammas", "-1"], "give one or more ratios >= 0"),
         (["completion", "--problem.lr", ".0071"], "lr = 0.0071 with gamma = 0.1 is unstable; take lr < "),
         (["factorization", "--problem.width", "10"], "take rank <= 4 or width > 10"),
-        (["factorization", "--problem.lr", "1"], "gradient descent"),
-        (["movielens", "--relative-step", "1"], "at 1 and above training diverges"),
+        (["factorization", "--problem.lr", "1"], "gradient descent is not stable"),
+        (["movielens", "--relative-step", "1"], "from 1 on training may diverge"),
+        (["movielens", "--rank", "0"], "1 <= rank < half of the users and of the items"),
+        (["movielens", "--depth", "1"], "take depth >= 2"),
+        (["invariant_subspace", "--steps", "1"], "take steps >= 2"),
+        (["invariant_subspace", "--paper.scales", "20"], "or smaller scales if they are > 1"),
+        (["completion", "--problem.decay", "0.1"], "outer factors would decay"),
         (["movielens", "--rank", "ten"], "invalid"),
     ],
 )
@@ -183,15 +205,51 @@ def test_bad_fields_are_refused_before_any_work(arguments, message, capfd):
     assert message in shown
 
 
-def test_a_missing_ratings_file_fails_that_figure_with_the_path(capfd, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["movielens", "--ratings", "nowhere/u.data"], "nowhere/u.data: give a path to u.data"),
+        (["factorization", "--quick", "--every", "0"], "steps = 1200, every = 0: take steps >= every >= 1"),
+        (["factorization", "--quick", "--steps=-1"], "steps = -1, every = 12: take steps >= every >= 1"),
+        (["factorization", "--quick", "--steps", "24"], "claims are refuted, or the run was too short for them"),
+    ],
+)
+def test_a_figure_that_cannot_be_made_says_why_and_is_not_saved(arguments, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("figures.__main__.OUT", tmp_path)
+    assert main(arguments) == 1
+    assert message in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_with_markup_in_the_ratings_is_quoted_as_it_is(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("figures.__main__.OUT", tmp_path / "out")
+    (tmp_path / "u.data").write_text("[/b]\n")
     assert main(["movielens", "--ratings", str(tmp_path / "u.data")]) == 1
-    shown = "".join(capfd.readouterr().out.split())
-    assert "noratingsfile" in shown
-    assert "giveapathtou.data" in shown
+    assert "in '[/b]'; expected user, item, rating" in capfd.readouterr().err
 
 
-def test_help_lists_every_figure_without_importing_torch():
-    program = "import sys; from figures.__main__ import main; main(['--help']); sys.exit('torch' in sys.modules)"
+def test_too_few_ratings_are_refused_with_what_there_is(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("figures.__main__.OUT", tmp_path / "out")
+    (tmp_path / "u.data").write_text("1\t1\t5\n1\t2\t4\n2\t1\t3\n")
+    assert main(["movielens", "--ratings", str(tmp_path / "u.data")]) == 1
+    assert "3 ratings of 2 films by 2 users are too few for rank = 10" in capfd.readouterr().err
+
+
+@pytest.mark.xdist_group("invariant_subspace")
+def test_sizes_and_fields_go_into_folders_of_their_own_and_records_are_kept_on_request(tmp_path, monkeypatch):
+    figure, data = quick("invariant_subspace")
+    monkeypatch.setattr(figure, "data", lambda spec: data)
+    monkeypatch.setattr("figures.__main__.OUT", tmp_path / "out")
+    monkeypatch.setattr("figures.__main__.RECORDS", tmp_path / "records")
+    for options in ([], ["--quick"], ["--steps", "20"], ["--record"]):
+        assert main(["invariant_subspace", *options]) == 0
+    folders = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")}
+    assert folders == {"out", "out/quick", "out/custom", "records"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--quick", "-h"], ["completion", "movielens", "--help"]])
+def test_help_lists_every_figure_without_importing_torch(arguments):
+    program = f"import sys; from figures.__main__ import main; main({arguments}); sys.exit('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in names())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm_experiments import assets
-from lm_experiments.tasks.movielens import read_ratings
+from lm_experiments.tasks.movielens import Ratings, read_ratings
 
 GOOD = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t3\t4\t881\n7\t9\t1.5\t882\n10\t3\t5\t883\n"
 
@@ -32,8 +32,9 @@ def test_both_published_layouts_are_read(tmp_path, text):
     [
         ("", r"holds no ratings: expected user, item, rating, separated by tabs"),
         ("user_id:token\titem_id:token\trating:float\n", r"holds no ratings"),
-        ("1\t2\n", r"line 1: 2 column\(s\) in '1\\t2'; expected user, item, rating"),
-        ("1,2,3\n", r"line 1: 1 column"),
+        ("1\t2\n", r"line 1: 2 filled column\(s\) in '1\\t2'; expected user, item, rating"),
+        ("1,2,3\n", r"line 1: 1 filled column"),
+        ("\t\t5\n", r"line 1: 1 filled column"),
         (GOOD + "3\t4\tfive\t1\n", r"line 5: the rating 'five' is not a finite number"),
         (GOOD + "3\t4\tnan\t1\n", r"line 5: the rating 'nan' is not a finite number"),
         (GOOD + "7\t3\t2\t1\n", r"rates a film twice by the same user: keep one"),
@@ -43,6 +44,14 @@ def test_both_published_layouts_are_read(tmp_path, text):
 def test_bad_files_are_refused_with_the_line_and_the_reason(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_ratings(write(tmp_path, text))
+
+
+def test_the_densest_part_is_what_counting_says():
+    rows = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
+    users, items = (np.array(column) for column in zip(*rows, strict=True))
+    densest = Ratings(users, items, np.arange(6.0)).densest(2, 2)
+    assert densest.shape == (2, 2)
+    assert densest.values.tolist() == [0, 1, 3, 4]
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path):

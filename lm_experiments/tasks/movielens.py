@@ -27,6 +27,14 @@ class Ratings:
         """Users, films."""
         return int(self.users.max()) + 1, int(self.items.max()) + 1
 
+    def densest(self, users: int, items: int) -> "Ratings":
+        """The ratings among the most active users and the most rated films, at most so many, counted anew."""
+        active = np.argsort(-np.bincount(self.users), kind="stable")[:users]
+        popular = np.argsort(-np.bincount(self.items), kind="stable")[:items]
+        kept = np.isin(self.users, active) & np.isin(self.items, popular)
+        left = [np.unique(ids[kept], return_inverse=True)[1] for ids in (self.users, self.items)]
+        return Ratings(left[0], left[1], self.values[kept])
+
     def matrix(self, chosen: Int[np.ndarray, " chosen"]) -> tuple[np.ndarray, np.ndarray]:
         """The chosen ratings as a users x films matrix, zero where unknown, and where it is known (1.0 or 0.0)."""
         values, known = np.zeros(self.shape), np.zeros(self.shape)
@@ -62,8 +70,9 @@ def read_ratings(path: Path | None = None) -> Ratings:
 
 def _parsed(line: str, source: Path, number: int) -> tuple[str, str, float]:
     fields = line.split("\t")
-    if len(fields) < 3:
-        raise ValueError(f"{source}, line {number}: {len(fields)} column(s) in {line[:60]!r}; expected {LAYOUT}")
+    if len(fields) < 3 or not all(fields[:2]):
+        filled = sum(map(bool, fields))
+        raise ValueError(f"{source}, line {number}: {filled} filled column(s) in {line[:60]!r}; expected {LAYOUT}")
     try:
         rating = float(fields[2])
     except ValueError:

@@ -110,4 +110,6 @@ def targets(times: Times, width: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:  # there is nothing to choose
+        sys.exit(__doc__)
     main()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lowdim.narrow import Narrow, compress
-from sims.dynamics import Step, Weights, gradient_descent, product
+from lowdim.narrow import compress
+from sims.dynamics import Step, Weights, discrepant, gradient_descent, product
 from sims.losses import Completion, Factorization
-from sims.start import observed, problem_start, problem_target, to_torch
+from sims.start import observed, problem_start, problem_target, to_numpy, to_torch
 from tests.benchmarks.timing import Call
 from theory.problem import Problem
 
@@ -58,18 +58,15 @@ def trainings(problem: Problem) -> dict[str, Training]:
     start, target, lr = problem_start(problem), problem_target(problem), problem.lr
     known = _known(problem)
     inner = compress(to_torch(*start), torch.from_numpy(target), problem.rank)
-    left, right = inner.left.numpy(), inner.right.numpy()
-    cores = tuple(core.numpy() for core in inner.cores)
+    left, right, *cores = to_numpy(inner.left, inner.right, *inner.cores)
     completion = Completion(target, known)
-    rates = (GAMMA * lr, *(lr,) * problem.depth, GAMMA * lr)
+    rates = discrepant(lr, GAMMA, problem.depth)
+    outer = compress(to_torch(*start), torch.from_numpy(known * target), problem.rank)
     return {
         STEP: Training(gradient_descent(Factorization(target), lr), start),
-        NARROW_STEP: Training(gradient_descent(Factorization(left.T @ target @ right), lr), cores),
+        NARROW_STEP: Training(gradient_descent(Factorization(left.T @ target @ right), lr), tuple(cores)),
         COMPLETION: Training(gradient_descent(completion, lr), start),
-        NARROW_COMPLETION: Training(
-            gradient_descent(completion, rates),
-            _factors(compress(to_torch(*start), torch.from_numpy(known * target), problem.rank)),
-        ),
+        NARROW_COMPLETION: Training(gradient_descent(completion, rates), to_numpy(*outer.factors)),
     }
 
 
@@ -116,7 +113,3 @@ def squared_error(weights: tuple[torch.Tensor, ...], target: torch.Tensor) -> to
 def _known(problem: Problem) -> np.ndarray:
     shape = (problem.width, problem.width)
     return observed(shape, DENSITY, np.random.default_rng([problem.seed, 2])).astype(float)
-
-
-def _factors(narrow: Narrow) -> Weights:
-    return tuple(factor.contiguous().numpy() for factor in narrow.factors)
