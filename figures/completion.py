@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from lowdim.narrow import Narrow, compress
+from lowdim import Narrow, compress
 from sims.dynamics import Run, Weights, discrepant, gradient_descent, observe, product
 from sims.losses import Completion
 from sims.measure import relative_error

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from lowdim.narrow import compress
+from lowdim import compress
 from sims.dynamics import Run, Weights, gradient_descent, observe, product
 from sims.losses import Factorization
 from sims.measure import singular_values

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.claims import Claim
 from lm_experiments.tasks.movielens import Ratings, read_ratings
-from lowdim.narrow import compress
+from lowdim import compress
 from sims import dynamics
 from sims.baselines import alternating_least_squares, truncated_svd
 from sims.losses import Completion

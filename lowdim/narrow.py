@@ -73,6 +73,8 @@ def compress(
     Raises ValueError if shapes do not chain, dtypes or devices differ or are half precision, the signal is zero or not
     finite, a layer is not (semi-)orthogonal, or nothing would become narrower.
     """
+    if method not in ("exact", "randomized"):
+        raise ValueError(f"method = {method!r}: take 'exact' or 'randomized'")
     _check(weights, signal, rank)
     columns = leading_subspace(signal, rank, method=method)
     rows = torch.linalg.qr(signal.mT @ columns).Q

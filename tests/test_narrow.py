@@ -195,6 +195,11 @@ def test_impossible_compressions_are_refused(weights, signal, rank, message):
         compress(weights, signal, rank)
 
 
+def test_a_warm_start_is_for_subspaces_that_move_not_for_compression():
+    with pytest.raises(ValueError, match="method = 'warm': take 'exact' or 'randomized'"):
+        compress(WEIGHTS, SIGNAL, 1, method="warm")
+
+
 @pytest.mark.parametrize("width", [8, 300, 2000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_row_that_is_one_percent_off_is_refused_up_to_width_2000(width, dtype):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lowdim.narrow import compress
+from lowdim import compress
 from sims.dynamics import gradient_descent, gradients, product, rollout
 from sims.losses import Factorization
 from sims.measure import idle_scale, singular_values

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lowdim.narrow import compress
+from lowdim import compress
 from sims.dynamics import Step, Weights, discrepant, gradient_descent, product
 from sims.losses import Completion, Factorization
 from sims.start import observed, problem_start, problem_target, to_numpy, to_torch
