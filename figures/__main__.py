@@ -53,9 +53,9 @@ def main(arguments: list[str]) -> int:
         print(HELP + "\n".join(f"  {name:20} {_claim(name)}" for name in names()))
         return 0
     if fields and len(selected) != 1:
-        sys.exit(
-            f"{' '.join(fields)}: fields belong to one figure; name it, as in ./run figures {names()[0]} {fields[0]}"
-        )
+        near = difflib.get_close_matches(fields[0], (*SIZES, "--record", "--help"), n=1)
+        remedy = f"did you mean {near[0]}?" if near else "fields belong to one figure; name it, as in "
+        sys.exit(f"{' '.join(fields)}: {remedy}" + ("" if near else f"./run figures {selected[0]} {' '.join(fields)}"))
     if "--record" in arguments and (size or fields):
         sys.exit("--record keeps the default figure's numbers: leave out sizes and fields")
     folders = [OUT / ("custom" if fields else size[2:]), *[RECORDS] * ("--record" in arguments)]

@@ -27,6 +27,8 @@ class Claim:
     @property
     def bound(self) -> str:
         """The bound as text, for tables and messages."""
+        if self.at_least == self.at_most:
+            return f"= {self.at_least:.3g}"
         parts = [f">= {self.at_least:.3g}"] * math.isfinite(self.at_least)
         return " and ".join(parts + [f"<= {self.at_most:.3g}"] * math.isfinite(self.at_most))
 

@@ -29,13 +29,16 @@ ORIGINAL = "original"
 class Spec:
     """A target, the share of it that is observed, and the rates of the outer factors."""
 
-    problem: Problem = Problem(width=200, spectrum=(30.0, 27.0, 24.0, 21.0, 18.0), scales=1e-2, lr=3e-3)  # noqa: RUF009
+    problem: Problem = Problem(width=200, spectrum=(30.0, 27.0, 24.0, 21.0, 18.0), scales=1e-2, lr=3e-3)
+    """What is solved."""
     density: float = 0.3
     """Share of the entries that is observed, in (0, 1]."""
     gammas: tuple[float, ...] = (0.1, 0.01, 0.0)
     """Learning rate of the outer factors over that of the cores."""
     steps: int = 4000
+    """Steps of gradient descent."""
     every: int = 50
+    """Measure after so many steps; divides `steps`."""
 
     def __post_init__(self) -> None:
         observed((1, 1), self.density, np.random.default_rng())  # refuses a density outside (0, 1]

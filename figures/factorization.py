@@ -30,9 +30,12 @@ Series = Float64[np.ndarray, "times values"]
 class Spec:
     """A problem, how long to run it and how often to look."""
 
-    problem: Problem = Problem(width=300, spectrum=(20.0, 17.5, 15.0, 12.5, 10.0), scales=0.2, lr=2e-3)  # noqa: RUF009
+    problem: Problem = Problem(width=300, spectrum=(20.0, 17.5, 15.0, 12.5, 10.0), scales=0.2, lr=2e-3)
+    """What is solved."""
     steps: int = 1200
+    """Steps of gradient descent."""
     every: int = 12
+    """Measure after so many steps; divides `steps`."""
 
     def quick(self) -> "Spec":
         """The same at width 60."""

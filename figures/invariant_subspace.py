@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from figures import style
 from figures.claims import Claim
@@ -29,15 +30,18 @@ Series = Float64[np.ndarray, "times values"]
 class Spec:
     """Two problems: the paper's, and one in which every layer starts at its own scale and decays."""
 
-    paper: Problem = Problem(width=30, spectrum=(10.0, 9.0, 8.0), depth=3, scales=1.0, lr=1 / 900)  # noqa: RUF009
-    unequal: Problem = Problem(  # noqa: RUF009
+    paper: Problem = Problem(width=30, spectrum=(10.0, 9.0, 8.0), depth=3, scales=1.0, lr=1 / 900)
+    """The paper's problem: equal scales, no decay."""
+    unequal: Problem = Problem(
         width=30, spectrum=(10.0, 9.0, 8.0), depth=3, scales=(1.0, 0.7, 0.4), lr=1 / 900, decay=5.0
     )
+    """Each layer at its own scale, with weight decay."""
     steps: int = 50
+    """Steps of gradient descent."""
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps = {self.steps}: angles are measured from the first step on; take steps >= 2")
+        if self.steps < 8:
+            raise ValueError(f"steps = {self.steps}: too few for the active subspaces to turn visibly; take steps >= 8")
 
     def quick(self) -> "Spec":
         """The same, fewer steps."""
@@ -162,6 +166,7 @@ def draw(data: Data) -> Figure:
     )
     for axis, columns in zip(axes, (1, 1, 2, 1), strict=True):
         axis.set_xlabel("step $t$")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(ncols=columns)
     return figure
 
@@ -178,8 +183,10 @@ def _draw_spectrum(axis: Axes, data: Data) -> None:
 
 def _draw_angles(axis: Axes, data: Data) -> None:
     steps = np.arange(1, len(data.simulated))
-    for index, ((_, colour, name), shift) in enumerate(zip(_groups(data), (0, 0, 2), strict=True)):
-        axis.plot(steps[shift::4], data.angles[shift::4, index], "o", color=colour, label=f"{name}, simulated")
+    for index, ((_, colour, name), ring) in enumerate(zip(_groups(data), (False, False, True), strict=True)):
+        face, size = ("none", 6) if ring else (colour, 3)  # top and bottom turn alike: rings around dots
+        label = f"{name}, simulated"
+        axis.plot(steps[::4], data.angles[::4, index], "o", color=colour, mfc=face, ms=size, label=label)
         axis.plot(steps, data.predicted_angles[:, index], "-", color=style.BLACK, lw=0.8)
     axis.plot([], [], "-", color=style.BLACK, lw=0.8, label="theory")
     axis.set_ylabel("largest angle to $t=1$ [rad]")

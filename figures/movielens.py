@@ -45,6 +45,7 @@ class Spec:
     rank: int = 10
     """r of the compressed network (hidden width 2r) and of ALS."""
     depth: int = 3
+    """L, the number of factors."""
     scale: float = 0.6
     """eps of every layer; the hidden width of the original is the smaller side of the matrix."""
     relative_step: float = 0.6
@@ -52,12 +53,17 @@ class Spec:
     gamma: float = 0.01
     """Learning rate of the outer factors of the compressed network over that of its cores."""
     steps: int = 180
+    """Steps of gradient descent."""
     every: int = 10
+    """Measure after so many steps; divides `steps`."""
     penalties: tuple[float, ...] = (0.08, 0.1, 0.12, 0.15)
     """Tried by ALS, each with and without the mean taken off."""
     sweeps: int = 25
+    """Sweeps of ALS, each over users and films."""
     svd_ranks: tuple[int, ...] = (2, 5, 10, 20, 40)
+    """Tried by the truncated SVD."""
     seed: int = 0
+    """Seeds the split, the start and ALS."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relative_step < 1:

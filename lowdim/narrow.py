@@ -77,7 +77,7 @@ def compress(
         raise ValueError(f"method = {method!r}: take 'exact' or 'randomized'")
     _check(weights, signal, rank)
     columns = leading_subspace(signal, rank, method=method)
-    rows = torch.linalg.qr(signal.mT @ columns).Q
+    rows = torch.linalg.qr(signal.mT @ columns).Q  # signal^T U = V Sigma: row(signal) without a second SVD
     spaces = invariant_spaces(weights, rows, columns)
     if all(space.shape[1] == len(space) for space in spaces[1:-1]):
         raise ValueError(
@@ -111,8 +111,9 @@ def _grown(weights: tuple[Tensor, ...], rows: Tensor, columns: Tensor) -> tuple[
     defect = max(orthogonality_defect(weight) for weight in weights)
     tolerance = max(10 * defect, torch.finfo(rows.dtype).eps ** 0.5)
     spaces = [rows, *(rows.new_zeros(len(weight), 0) for weight in weights[:-1]), columns]
-    sizes = None
-    while sizes != (sizes := [space.shape[1] for space in spaces]):
+    before: list[int] = []
+    while (sizes := [space.shape[1] for space in spaces]) != before:
+        before = sizes
         for layer, weight in enumerate(weights):
             spaces[layer + 1] = _joined(spaces[layer + 1], weight @ spaces[layer], tolerance)
         for layer, weight in reversed(list(enumerate(weights))):
@@ -137,7 +138,8 @@ def _joined(basis: Tensor, directions: Tensor, tolerance: float) -> Tensor:
     """The basis, extended by what of the directions lies outside its span, relative to their mean length."""
     outside = directions - basis @ (basis.mT @ directions)
     new, sizes, _ = torch.linalg.svd(outside, full_matrices=False)
-    new = new[:, sizes > tolerance * directions.norm() / directions.shape[1] ** 0.5][:, : len(basis) - basis.shape[1]]
+    new = new[:, sizes > tolerance * directions.norm() / directions.shape[1] ** 0.5]
+    new = new[:, : len(basis) - basis.shape[1]]  # never more than fit
     new = torch.linalg.qr(new - basis @ (basis.mT @ new)).Q  # a small remainder keeps little orthogonality: once more
     return torch.hstack([basis, new])
 

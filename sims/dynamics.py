@@ -41,7 +41,7 @@ def gradients(loss: Loss, weights: Weights) -> Weights:
     for weight in reversed(weights[1:]):
         found.append(above @ below.pop().mT)
         above = weight.mT @ above  # (W_L ... W_l)^T G
-    return (above, *reversed(found))
+    return (above, *reversed(found))  # what is left above W_1 is dl/dW_1
 
 
 def gradient_descent(loss: Loss, lr: float | tuple[float, ...], decay: float = 0.0) -> Step:

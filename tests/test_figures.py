@@ -171,6 +171,7 @@ def test_readme_picture_was_drawn_from_the_default_spec():
         (["--density", ".2"], "fields belong to one figure; name it"),
         (["all", "--density", ".2"], "fields belong to one figure; name it"),
         (["--quick", "movielen"], "did you mean 'movielens'?"),
+        (["--quikc"], "--quikc: did you mean --quick?"),
         (["movielens", "--quick", "--record"], "--record keeps the default figure's numbers"),
     ],
 )
@@ -191,7 +192,7 @@ def test_command_line_names_the_nearest_figure(arguments, message):
         (["movielens", "--relative-step", "1"], "from 1 on training may diverge"),
         (["movielens", "--rank", "0"], "1 <= rank < half of the users and of the items"),
         (["movielens", "--depth", "1"], "take depth >= 2"),
-        (["invariant_subspace", "--steps", "1"], "take steps >= 2"),
+        (["invariant_subspace", "--steps", "1"], "take steps >= 8"),
         (["invariant_subspace", "--paper.scales", "20"], "or smaller scales if they are > 1"),
         (["completion", "--problem.decay", "0.1"], "outer factors would decay"),
         (["movielens", "--rank", "ten"], "invalid"),

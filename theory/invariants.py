@@ -78,7 +78,7 @@ def _rotation(weight: Matrix, layer: int) -> Matrix:
 
 
 def reduced_target(bases: Start, target: Matrix, rank: int) -> Float64[np.ndarray, "k k"]:
-    """U_{L,1}^T Phi V_{1,1}, the 2r x 2r target of the active blocks (U_{L,1} is the active part of V_{L+1})."""
+    """V_{L+1,1}^T Phi V_{1,1}, first 2 rank columns of each: the 2r x 2r target of the active blocks."""
     return bases[-1][:, : 2 * rank].T @ target @ bases[0][:, : 2 * rank]
 
 
@@ -121,9 +121,9 @@ def predicted_weights(problem: Problem, bases: Start, target: Matrix, step: int)
 
 
 def gap(problem: Problem, steps: int, rank: int | None = None) -> Float64[np.ndarray, " steps_plus_1"]:
-    """|f - f_C|_F at t = 0, ..., steps: what the network compressed at `rank` >= r leaves out, exactly.
+    """|E - E_C|_F at t = 0, ..., steps: what the network compressed at `rank` >= r leaves out, exactly.
 
-    f - f_C = prod_l rho_l U_{L,2} V_{1,2}^T, hence |f - f_C|_F^2 = (d - 2 rank) prod_l rho_l(t)^2.
+    E - E_C = prod_l rho_l V_{L+1,2} V_{1,2}^T (last columns), so |E - E_C|_F^2 = (d - 2 rank) prod_l rho_l(t)^2.
     The paper's bound (d - 2 rank) prod_l eps_l^2 is its value at t = 0.
     """
     rank = problem.rank if rank is None else rank
