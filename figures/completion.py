@@ -167,7 +167,7 @@ def draw(data: Data) -> Figure:
     for column, (name, line) in enumerate((("inside the subspaces", "-"), ("outside", "--"))):
         axes[2].plot(data.runs[ORIGINAL].steps, data.movement[:, column], line, color=style.BLUE, label=name)
     axes[2].set(xlabel="step $t$", ylabel=r"$\|W_1(t) - W_1(0)\|_F$, original")
-    axes[2].legend(loc="upper left")
+    axes[2].legend(loc="center right")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(data.runs))
     style.title(axes, "error", "error against CPU time", r"why $\gamma = 0$ stalls")
     return figure
