@@ -77,13 +77,12 @@ def data(spec: Spec) -> Data:
     """Simulate both problems and predict them."""
     paper, unequal = (_simulate(problem, spec.steps) for problem in (spec.paper, spec.unequal))
     cores, rank = _first_cores(spec.paper, spec.steps), spec.paper.rank
-    turned = _angles([np.linalg.svd(core)[2].T for core in cores[1:]], rank)
     return Data(
         spec,
         simulated=np.array([singular_values(weights[0]) for weights in paper]),
         predicted=_predicted_singular_values(spec.paper, cores),
-        angles=_angles([np.hstack(singular_blocks(weights[0], rank)) for weights in paper[1:]], rank),
-        predicted_angles=np.insert(turned[:, [0, -1]], 1, 0.0, axis=1),
+        angles=_angles([weights[0] for weights in paper[1:]], rank),
+        predicted_angles=_angles(cores[1:], rank),  # a block of 2r has no middle: theory's idle angle is 0
         idle_simulated=np.array([[idle_scale(weight, spec.unequal.idle) for weight in w] for w in unequal]),
         idle_predicted=np.abs(rho(spec.unequal, spec.steps)),
         deviation=np.stack([_deviation(spec.paper, paper), _deviation(spec.unequal, unequal)], axis=1),
@@ -108,20 +107,20 @@ def _predicted_singular_values(problem: Problem, cores: list[np.ndarray]) -> Ser
     return -np.sort(-np.hstack([active, idle]), axis=1)
 
 
-def _angles(vectors: list[np.ndarray], rank: int) -> Series:
-    """Largest angles of the first `rank`, the middle and the last `rank` columns to those of the first matrix."""
-    parts = [part for part in (slice(0, rank), slice(rank, -rank), slice(-rank, None)) if vectors[0][:, part].size]
-    return np.array([[largest_angle(now[:, part], vectors[0][:, part]) for part in parts] for now in vectors])
+def _angles(weights: list[np.ndarray], rank: int) -> Series:
+    """Largest angles of the top, middle and bottom singular subspaces to those of the first matrix; 0 if empty."""
+    blocks = [singular_blocks(weight, rank) for weight in weights]
+    pairs = [list(zip(now, blocks[0], strict=True)) for now in blocks]
+    return np.array([[largest_angle(a, b) if a.size else 0.0 for a, b in pair] for pair in pairs])
 
 
 def _deviation(problem: Problem, run: list[Weights]) -> Float64[np.ndarray, " times"]:
     target = problem_target(problem)
     bases = invariant_bases(run[0], target, problem.rank)
-    worst = []
-    for step, weights in enumerate(run):
-        predicted = predicted_weights(problem, bases, target, step)
-        worst.append(max(np.abs(w - p).max() for w, p in zip(weights, predicted, strict=True)))
-    return np.array(worst)
+    predicted = predicted_weights(problem, bases, target, len(run) - 1)
+    return np.array(
+        [max(np.abs(w - p).max() for w, p in zip(*pair, strict=True)) for pair in zip(run, predicted, strict=True)]
+    )
 
 
 def check(data: Data) -> list[Claim]:

@@ -11,7 +11,6 @@ the start and Phi alone, such that for every step t, with A_l(t) of size 2r x 2r
 """
 
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 from jaxtyping import Float64
@@ -107,17 +106,17 @@ def _chain(factors: Cores, size: int) -> Float64[np.ndarray, "k k"]:
     return product
 
 
-def predicted_weights(problem: Problem, bases: Start, target: Matrix, step: int) -> Start:
-    """W_1(t), ..., W_L(t) as the theorem gives them, without ever running the full network."""
+def predicted_weights(problem: Problem, bases: Start, target: Matrix, steps: int) -> Iterator[Start]:
+    """(W_1(t), ..., W_L(t)) for t = 0, ..., steps as the theorem gives them, without ever running the full network."""
     active = 2 * problem.rank
-    cores = next(islice(reduced_dynamics(problem, reduced_target(bases, target, problem.rank)), step, None))
-    scales = rho(problem, step)[-1]
-    weights = []
-    for layer, (core, scale) in enumerate(zip(cores, scales, strict=True)):
-        block = scale * np.eye(problem.width)
-        block[:active, :active] = core
-        weights.append(bases[layer + 1] @ block @ bases[layer].T)
-    return tuple(weights)
+    trajectory = reduced_dynamics(problem, reduced_target(bases, target, problem.rank))
+    for scales, cores in zip(rho(problem, steps), trajectory, strict=False):  # the trajectory has no end
+        weights = []
+        for layer, (core, scale) in enumerate(zip(cores, scales, strict=True)):
+            block = scale * np.eye(problem.width)
+            block[:active, :active] = core
+            weights.append(bases[layer + 1] @ block @ bases[layer].T)
+        yield tuple(weights)
 
 
 def gap(problem: Problem, steps: int, rank: int | None = None) -> Float64[np.ndarray, " steps_plus_1"]:
