@@ -21,7 +21,7 @@ from figures import style
 from figures.claims import Claim
 from lm_experiments.tasks.movielens import Ratings, read_ratings
 from lowdim import compress
-from sims import dynamics
+from sims import dynamics, run
 from sims.baselines import alternating_least_squares, truncated_svd
 from sims.losses import Completion
 from sims.start import orthogonal, to_numpy, to_torch
@@ -158,10 +158,10 @@ def _networks(
     def errors(weights: dynamics.Weights) -> tuple[float, ...]:
         return split.errors(dynamics.product(weights) + split.mean)
 
-    step = dynamics.gradient_descent(loss, dynamics.discrepant(lr, spec.gamma, spec.depth))
-    compressed = dynamics.observe(step, factors, spec.steps, spec.every, errors, COMPRESSED)
+    step = dynamics.gradient_descent(loss, dynamics.discrepant(lr, spec.gamma, len(factors)))
+    compressed = run.observe(step, factors, spec.steps, spec.every, errors, COMPRESSED)
     step = dynamics.gradient_descent(loss, lr)
-    original = dynamics.observe(step, start, spec.steps, spec.every, errors, ORIGINAL)
+    original = run.observe(step, start, spec.steps, spec.every, errors, ORIGINAL)
     curves = {
         ORIGINAL: np.column_stack([original.seconds, original.values]),
         COMPRESSED: np.column_stack([compressed.seconds + compressing, compressed.values]),

@@ -14,16 +14,18 @@ ones (the tests have a table).
 Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112 (square layers); theory/README.md for the statement and the proof.
 """
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .subspace import leading_subspace
 
+Method = Literal["exact", "randomized"]
 FLOATS = (torch.float32, torch.float64)
 LARGEST_DEFECT = 1e-4
 """Orthogonal layers drawn in float32 have 1e-6, those that went through float16 about 5e-4, Gaussian ones about 1."""
@@ -53,11 +55,61 @@ class Narrow:
         """Inputs (..., d_0) -> outputs (..., d_L), without forming the dense matrix."""
         return reduce(lambda below, factor: below @ factor.mT, self.factors, inputs)
 
+    def parameter_groups(self, lr: float, outer: float) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer: the cores at `lr`, left and right at `outer` times that.
+
+        outer: gamma of Yaras et al. for what `compress` made: 0 (then left and right stay frozen) where the whole
+            target is seen, about 0.01 where a part is. alpha of Kwon et al. for what `spectral` made: 1 to 10, a larger
+            one being faster until it is unstable.
+
+        Switches on the gradients of what trains and off those of what does not.
+        """
+        if not 0 <= outer < math.inf or not 0 < lr < math.inf:
+            raise ValueError(f"lr = {lr}, outer = {outer}: take a finite lr > 0 and a finite outer >= 0")
+        ends = [factor.requires_grad_(outer > 0) for factor in (self.left, self.right)]
+        groups = [{"params": [core.requires_grad_() for core in self.cores], "lr": lr}]
+        return groups + [{"params": ends, "lr": outer * lr}] * (outer > 0)
+
 
 @torch.no_grad()
-def compress(
-    weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: Literal["exact", "randomized"] = "exact"
-) -> Narrow:
+def spectral(signal: Tensor, rank: int, depth: int, scale: float, *, method: Method = "exact") -> Narrow:
+    """The narrow network of `depth` factors that starts on the signal's leading singular subspaces.
+
+        W_1 = scale V^T,  W_2 = ... = W_{L-1} = scale I,  W_L = scale U,    U, V: the `rank` leading singular vectors
+
+    (Kwon et al. 2023, arXiv 2311.05061). Unlike `compress` it mimics no given wide start, so that no wide layer is ever
+    made; its outer factors are two of its L, carry the scale and train, at alpha >= 1 times the rate of the others.
+
+    signal: (d_L, d_0), what is seen of the target, up to scale: the target (factorization), its observed part
+        (completion), sum_i y_i A_i (sensing), or minus the gradient at a product of zero, which is all of these.
+    rank: the width of the network, the target's rank or more; the paper's experiments take twice its rank.
+    depth: L >= 2. scale: eps > 0.
+    method: how the signal's leading subspaces are found, "exact" or "randomized" (see `leading_subspace`).
+
+    Raises ValueError if an argument is out of range, or the signal is zero, not finite or of half precision.
+    """
+    if depth < 2 or not 0 < scale < math.inf:
+        raise ValueError(f"depth = {depth}, scale = {scale}: take depth >= 2 and a finite scale > 0")
+    left, right = leading_pairs(signal, rank, method)
+    cores = tuple(scale * torch.eye(rank, dtype=signal.dtype, device=signal.device) for _ in range(depth - 2))
+    return Narrow(scale * left, cores, scale * right)
+
+
+def leading_pairs(signal: Tensor, rank: int, method: Method) -> tuple[Tensor, Tensor]:
+    """Bases of the signal's `rank` leading left and right singular vectors, the latter paired with the former."""
+    if method not in ("exact", "randomized"):
+        raise ValueError(f"method = {method!r}: take 'exact' or 'randomized'")
+    if signal.dtype not in FLOATS:
+        raise ValueError(f"a signal of {signal.dtype}: give float32 or float64")
+    if not signal.any():
+        raise ValueError("the signal is zero, so there is nothing to learn: is the gradient that of an unused layer?")
+    left = leading_subspace(signal, rank, method=method)
+    right, scales = torch.linalg.qr(signal.mT @ left)  # signal^T U = V Sigma: row(signal) without a second SVD
+    return left, right * torch.where(scales.diagonal() < 0, -1, 1)  # pairs: u_i^T signal v_i >= 0
+
+
+@torch.no_grad()
+def compress(weights: tuple[Tensor, ...], signal: Tensor, rank: int, *, method: Method = "exact") -> Narrow:
     """The narrow network that trains like the wide one.
 
     weights: W_1, ..., W_L at initialisation, W_l of shape (d_l, d_{l-1}) and eps_l times a (semi-)orthogonal matrix;
@@ -73,11 +125,8 @@ def compress(
     Raises ValueError if shapes do not chain, dtypes or devices differ or are half precision, the signal is zero or not
     finite, a layer is not (semi-)orthogonal, or nothing would become narrower.
     """
-    if method not in ("exact", "randomized"):
-        raise ValueError(f"method = {method!r}: take 'exact' or 'randomized'")
-    _check(weights, signal, rank)
-    columns = leading_subspace(signal, rank, method=method)
-    rows = torch.linalg.qr(signal.mT @ columns).Q  # signal^T U = V Sigma: row(signal) without a second SVD
+    check_start(weights, signal, rank)
+    columns, rows = leading_pairs(signal, rank, method)
     spaces = invariant_spaces(weights, rows, columns)
     if all(space.shape[1] == len(space) for space in spaces[1:-1]):
         raise ValueError(
@@ -144,7 +193,8 @@ def _joined(basis: Tensor, directions: Tensor, tolerance: float) -> Tensor:
     return torch.hstack([basis, new])
 
 
-def _check(weights: tuple[Tensor, ...], signal: Tensor, rank: int) -> None:
+def check_start(weights: tuple[Tensor, ...], signal: Tensor, rank: int) -> None:
+    """Raise ValueError unless weights are a (semi-)orthogonal start and the signal and rank fit them."""
     shapes = [tuple(weight.shape) for weight in weights]
     if len(weights) < 2 or any(len(shape) != 2 for shape in shapes):
         raise ValueError(f"weights of shapes {shapes}: give at least two matrices, W_1 first")
@@ -154,8 +204,6 @@ def _check(weights: tuple[Tensor, ...], signal: Tensor, rank: int) -> None:
         raise ValueError(f"signal of shape {tuple(signal.shape)}: the product is {(shapes[-1][0], shapes[0][1])}")
     if len({(tensor.dtype, tensor.device) for tensor in (*weights, signal)}) > 1 or signal.dtype not in FLOATS:
         raise ValueError("weights and signal need one device and one dtype, float32 or float64; convert them first")
-    if not signal.any():
-        raise ValueError("the signal is zero, so there is nothing to learn: is the gradient that of an unused layer?")
     hidden = min(rows for rows, _ in shapes[:-1])
     if 2 * rank >= hidden:
         raise ValueError(

@@ -1,28 +1,39 @@
-"""The one rollout: a step maps weights to weights, and one loop runs any step.
+"""The one rollout: a step maps a state to the next one, and one loop runs any step.
 
-Weights are W_1, ..., W_L with E = W_L ... W_1. Steps use operators that NumPy and torch share, like `@` and `.mT`, so
-the same step runs on NumPy float64 (the default) and on torch, on any device.
+Weights are W_1, ..., W_L with E = W_L ... W_1. The state of plain gradient descent is the weights; that of momentum and
+Adam is a `Moving`, weights with what the rule remembers. Steps use operators that NumPy and torch share, like `@` and
+`.mT`, so the same step runs on NumPy float64 (the default) and on torch, on any device.
 """
 
-import math
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-from jaxtyping import Float, Int
-from rich.console import Console
-from rich.progress import track
+from jaxtyping import Float
 
-from sims.losses import Loss
+from sims.losses import Loss, pulled
 
 Matrix = Float[Any, "_ _"]
 Weights = tuple[Matrix, ...]
 Step = Callable[[Weights], Weights]
+Rates = float | tuple[float, ...]
+State = TypeVar("State")
+
+
+class Moving(NamedTuple):
+    """Weights, and what the rule that moves them remembers."""
+
+    weights: Weights
+    memory: tuple[Weights, ...]
+    """The velocities of momentum; Adam's first and second moments."""
+    taken: int
+    """Steps taken so far."""
+
+
+def moving(weights: Weights, memories: int) -> Moving:
+    """The state before the first step, with so many memories of zeros: 1 for momentum, 2 for Adam."""
+    return Moving(weights, tuple(tuple(0 * weight for weight in weights) for _ in range(memories)), 0)
 
 
 def product(weights: Weights) -> Matrix:
@@ -35,25 +46,24 @@ def gradients(loss: Loss, weights: Weights) -> Weights:
 
     One sweep up and one down: 3 (L - 1) matrix products.
     """
-    below = list(accumulate(weights, lambda product, weight: weight @ product))  # W_1, W_2 W_1, ..., E
-    above = loss.gradient(below.pop())
-    found = []
-    for weight in reversed(weights[1:]):
-        found.append(above @ below.pop().mT)
+    below = list(accumulate(weights[:-1], lambda product, weight: weight @ product))  # W_1, W_2 W_1, ...
+    found, above = pulled(loss, weights[-1], below.pop())  # dl/dW_L and W_L^T G
+    others = []
+    for weight in reversed(weights[1:-1]):
+        others.append(above @ below.pop().mT)
         above = weight.mT @ above  # (W_L ... W_l)^T G
-    return (above, *reversed(found))  # what is left above W_1 is dl/dW_1
+    return (above, *reversed(others), found)  # what is left above W_1 is dl/dW_1
 
 
-def gradient_descent(loss: Loss, lr: float | tuple[float, ...], decay: float = 0.0) -> Step:
+def gradient_descent(loss: Loss, lr: Rates, decay: float = 0.0) -> Step:
     """W_l <- (1 - eta_l lam) W_l - eta_l dl/dW_l, all layers at once.
 
     lr: eta on the unnormalised loss, one for all layers or one for each, W_1 first. decay: lam.
     """
 
     def step(weights: Weights) -> Weights:
-        rates = lr if isinstance(lr, tuple) else (lr,) * len(weights)
         moved = []
-        for weight, gradient, rate in zip(weights, gradients(loss, weights), rates, strict=True):
+        for weight, gradient, rate in zip(weights, gradients(loss, weights), _each(lr, weights), strict=True):
             gradient *= -rate  # gradients are fresh arrays: no third one is needed
             gradient += weight * (1 - rate * decay) if decay else weight
             moved.append(gradient)
@@ -62,57 +72,58 @@ def gradient_descent(loss: Loss, lr: float | tuple[float, ...], decay: float = 0
     return step
 
 
-def discrepant(lr: float, gamma: float, depth: int) -> tuple[float, ...]:
-    """Rates of the L + 2 factors of a compressed network: gamma eta for the outer ones, eta for the L cores."""
-    return (gamma * lr, *(lr,) * depth, gamma * lr)
+def momentum(loss: Loss, lr: Rates, beta: float, decay: float = 0.0) -> Callable[[Moving], Moving]:
+    """M_l <- beta M_l - eta_l (dl/dW_l + lam W_l),  W_l <- W_l + M_l (heavy ball, Polyak 1964), all layers at once."""
+
+    def step(state: Moving) -> Moving:
+        weights, (velocities,), taken = state
+        found = zip(weights, velocities, gradients(loss, weights), _each(lr, weights), strict=True)
+        velocities = tuple(beta * v - rate * (g + decay * w) for w, v, g, rate in found)
+        return Moving(tuple(w + v for w, v in zip(weights, velocities, strict=True)), (velocities,), taken + 1)
+
+    return step
 
 
-def rollout(step: Step, weights: Weights, steps: int) -> Iterator[Weights]:
-    """W(0), W(1), ..., W(steps)."""
-    yield weights
-    for _ in range(steps):
-        weights = step(weights)
-        yield weights
+def adam(
+    loss: Loss, lr: Rates, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, decay: float = 0.0
+) -> Callable[[Moving], Moving]:
+    """AdamW (Kingma & Ba 2015, arXiv 1412.6980; decoupled decay lam), entry by entry, all layers at once.
 
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a run showed: `values[i]` is what was measured after `steps[i]` steps and `seconds[i]` of CPU time."""
-
-    steps: Int[np.ndarray, " times"]
-    values: Float[np.ndarray, "times measured"]
-    seconds: Float[np.ndarray, " times"]
-    weights: Weights
-
-
-def observe(
-    step: Step,
-    weights: Weights,
-    steps: int,
-    every: int,
-    measure: Callable[[Weights], tuple[float, ...]],
-    label: str = "training",
-) -> Run:
-    """Run `steps` steps and measure at the start and after each `every`-th; measuring is not counted as CPU time.
-
-    Shows a progress bar on a terminal. Raises ValueError unless `every` divides `steps`, and FloatingPointError at the
-    first measurement that is not finite.
+    m <- b_1 m + (1 - b_1) g,  v <- b_2 v + (1 - b_2) g^2,
+    w <- (1 - eta lam) w - eta (m / (1 - b_1^t)) / (sqrt(v / (1 - b_2^t)) + eps).
     """
-    if every < 1 or steps < every or steps % every:
-        raise ValueError(f"steps = {steps}, every = {every}: take steps >= every >= 1, and every a divisor of steps")
-    counts, values, seconds = [], [], []
-    spent, console = 0.0, Console(stderr=True)
-    blocks = range(0, steps + 1, every)
-    for block in track(blocks, label, console=console, transient=True, disable=not console.is_terminal):
-        begun = time.process_time()
-        with np.errstate(all="ignore"):  # a diverging run is reported below
-            weights = deque(rollout(step, weights, every if block else 0), maxlen=1).pop()
-        spent += time.process_time() - begun
-        counts.append(block)
-        values.append(measure(weights))
-        seconds.append(spent)
-        if not all(map(math.isfinite, values[-1])):
-            raise FloatingPointError(
-                f"{label} diverged: measured {values[-1]} at step {block}; take a smaller step size"
-            )
-    return Run(np.array(counts), np.array(values, dtype=float), np.array(seconds), weights)
+
+    def step(state: Moving) -> Moving:
+        weights, (first, second), taken = state
+        taken, found = taken + 1, gradients(loss, weights)
+        first = tuple(betas[0] * m + (1 - betas[0]) * g for m, g in zip(first, found, strict=True))
+        second = tuple(betas[1] * v + (1 - betas[1]) * g**2 for v, g in zip(second, found, strict=True))
+        unbias = (1 - betas[0] ** taken, (1 - betas[1] ** taken) ** 0.5)
+        moved = tuple(
+            (1 - rate * decay) * w - (rate / unbias[0]) * m / (v**0.5 / unbias[1] + eps)
+            for w, m, v, rate in zip(weights, first, second, _each(lr, weights), strict=True)
+        )
+        return Moving(moved, (first, second), taken)
+
+    return step
+
+
+def _each(lr: Rates, weights: Weights) -> tuple[float, ...]:
+    return lr if isinstance(lr, tuple) else (lr,) * len(weights)
+
+
+def discrepant(lr: float, ratio: float, factors: int) -> tuple[float, ...]:
+    """Rates of the factors of a compressed network: ratio times eta for the two outer ones, eta for those between.
+
+    The ratio is gamma of Yaras et al. 2024 (arXiv 2406.04112; L + 2 factors, 0 or 0.01), and alpha of Kwon et al. 2023
+    (arXiv 2311.05061; L factors, 1 or more).
+    """
+    return (ratio * lr, *(lr,) * (factors - 2), ratio * lr)
+
+
+def rollout(step: Callable[[State], State], state: State, steps: int) -> Iterator[State]:
+    """The state at t = 0, 1, ..., steps."""
+    yield state
+    for _ in range(steps):
+        state = step(state)
+        yield state

@@ -1,14 +1,16 @@
 """A Problem refuses what the theorem does not cover, with the value, the reason and the remedy."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 
-from sims.dynamics import gradient_descent, observe, product, rollout
+from sims.dynamics import gradient_descent, momentum, moving, product, rollout
 from sims.losses import Factorization
 from sims.measure import relative_error
+from sims.run import Diverged, observe
 from sims.start import problem_start, problem_target
 from tests.strategies import problems
 from theory.invariants import gap, invariant_bases
@@ -32,8 +34,8 @@ from theory.problem import Problem
         ),
         ({"decay": -1.0}, r"decay = -1.0: .* take a finite decay >= 0"),
         ({"lr": 0.0}, r"lr = 0.0: only a finite step > 0 descends; take 0 < lr < 0.0309"),
-        ({"lr": 0.05}, r"lr = 0.05: from 0.0309 on, 2 over the curvature .* not stable; take lr = 0.0155"),
-        ({"scales": 3.0, "spectrum": (1.0,), "lr": 0.3}, r"lr = 0.3: from 0.00494 on, .* or smaller scales"),
+        ({"momentum": 1.0}, r"momentum = 1.0: from 1 on velocities never fade; take 0 <= momentum < 1"),
+        ({"momentum": -0.1}, r"take 0 <= momentum < 1"),
         ({"lr": float("nan")}, r"lr = nan"),
         ({"decay": float("nan")}, r"decay = nan"),
         ({"scales": float("nan")}, r"scales = nan"),
@@ -46,14 +48,27 @@ def test_impossible_problems_are_refused(fields, message):
         Problem(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.05}, r"lr = 0.05: from 0.0309 on, 2 over the curvature .* not stable; take lr = 0.0155"),
+        ({"scales": 3.0, "spectrum": (1.0,), "lr": 0.3}, r"lr = 0.3: from 0.00494 on, .* or smaller scales"),
+        ({"momentum": 0.5, "lr": 0.05}, r"lr = 0.05: from 0.0155 on, .* take lr = 0.00774"),
+    ],
+)
+def test_an_unstable_step_is_warned_of_before_the_run(fields, message):
+    with pytest.warns(UserWarning, match=message):
+        Problem(**fields)
+
+
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_from_the_stability_limit_on_the_solution_repels(depth):
-    """Near the solution, a step 3 % below the limit converges; one 3 % above, which Problem refuses, moves away."""
+    """Near the solution, a step 3 % below the limit converges; one 3 % above, of which Problem warns, moves away."""
     problem = Problem(width=8, spectrum=(4.0, 3.0), depth=depth, scales=1.0, lr=1e-3)
     loss = Factorization(problem_target(problem))
     near = observe(
         gradient_descent(loss, 0.2 * problem.stable_lr), problem_start(problem), 2000, 2000, lambda _: (0.0,)
-    ).weights
+    ).state
 
     def error(factor: float) -> float:
         step = gradient_descent(loss, factor * problem.stable_lr)
@@ -68,8 +83,9 @@ def test_from_the_stability_limit_on_the_solution_repels(depth):
 @given(problems())
 def test_every_step_that_a_problem_accepts_stays_finite(p):
     p = replace(p, lr=0.99 * p.stable_lr)
-    *_, last = rollout(gradient_descent(Factorization(problem_target(p)), p.lr, p.decay), problem_start(p), 100)
-    assert all(np.isfinite(weight).all() for weight in last)
+    step = momentum(Factorization(problem_target(p)), p.lr, p.momentum, p.decay)
+    *_, last = rollout(step, moving(problem_start(p), 1), 100)
+    assert all(np.isfinite(weight).all() for weight in last.weights)
 
 
 def test_a_rank_of_half_the_width_is_refused_by_the_theorem_itself():
@@ -103,5 +119,10 @@ def test_a_diverging_run_stops_with_the_step_and_the_remedy():
     problem = Problem(width=8, spectrum=(4.0,), lr=1e-3)
     loss, target = Factorization(problem_target(problem)), problem_target(problem)
     step = gradient_descent(loss, 100 * problem.stable_lr)
-    with pytest.raises(FloatingPointError, match=r"wide diverged: .* at step \d+; take a smaller step size"):
-        observe(step, problem_start(problem), 100, 5, lambda w: (relative_error(product(w), target),), "wide")
+    with pytest.raises(Diverged, match=r"wide diverged: .* at step \d+; take a smaller step size") as stopped:
+        observe(step, problem_start(problem), 100, 1, lambda w: (relative_error(product(w), target),), "wide")
+    run = stopped.value.run
+    assert 1 <= len(run.steps) == len(run.values) == len(run.seconds) < 100
+    assert np.isfinite(run.values).all()
+    assert run.values[-1, 0] > 1
+    assert pickle.loads(pickle.dumps(stopped.value)).run.steps.tolist() == run.steps.tolist()  # from a worker, too

@@ -9,14 +9,33 @@ from scipy import stats
 
 from sims import measure
 from sims.baselines import alternating_least_squares, truncated_svd
-from sims.dynamics import discrepant, gradient_descent, gradients, observe, product, rollout
-from sims.losses import Completion, Factorization, Loss, Sensing
-from sims.start import haar, observed, orthogonal, problem_start, problem_target, sensing_operators, to_numpy, to_torch
+from sims.dynamics import adam, discrepant, gradient_descent, gradients, momentum, moving, product, rollout
+from sims.losses import Completion, Factorization, Loss, Regression, Sensing, SparseCompletion, completion, pulled
+from sims.run import observe
+from sims.start import (
+    STARTS,
+    flat,
+    gaussian,
+    geometric,
+    haar,
+    noisy,
+    observed,
+    orthogonal,
+    problem_start,
+    problem_target,
+    sensing_operators,
+    spread,
+    to_numpy,
+    to_torch,
+    truncated_gaussian,
+    uniform,
+)
 from theory.problem import Problem
 
 dims = st.lists(st.integers(1, 7), min_size=3, max_size=6).map(tuple)
 seeds = st.integers(0, 2**16)
-kinds = st.sampled_from(["factorization", "completion", "sensing"])
+KINDS = ["factorization", "completion", "sensing", "regression"]
+kinds = st.sampled_from(KINDS)
 
 
 def weights_and_loss(dims: tuple[int, ...], kind: str, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], Loss]:
@@ -28,6 +47,7 @@ def weights_and_loss(dims: tuple[int, ...], kind: str, rng: np.random.Generator)
         "factorization": Factorization(target),
         "completion": Completion(target, observed(shape, 0.6, rng).astype(float)),
         "sensing": Sensing(operators, np.einsum("mij,ij->m", operators, target)),
+        "regression": Regression(rng.standard_normal((dims[0], 5)), rng.standard_normal((dims[-1], 5))),
     }
     return weights, losses[kind]
 
@@ -46,6 +66,8 @@ def test_closed_form_gradients_are_those_of_autograd(dims, kind, seed):
     elif kind == "completion":
         known = torch.from_numpy(loss.observed).bool()
         value = 0.5 * (end - torch.from_numpy(loss.target))[known].square().sum()
+    elif kind == "regression":
+        value = 0.5 * (end @ torch.from_numpy(loss.inputs) - torch.from_numpy(loss.outputs)).square().sum()
     else:
         outcomes = torch.stack([(operator * end).sum() for operator in torch.from_numpy(loss.operators)])
         value = 0.5 * (outcomes - torch.from_numpy(loss.outcomes)).square().sum()
@@ -76,6 +98,81 @@ def test_a_step_is_gradient_descent_with_decay_layer_by_layer_and_leaves_its_inp
         np.testing.assert_allclose(new, (1 - rate * decay) * old - rate * gradient, rtol=1e-9, atol=1e-9)
 
 
+@given(dims, kinds, seeds, st.floats(1e-3, 0.1), st.floats(0.1, 0.9), st.floats(0, 1))
+def test_momentum_and_adam_are_torchs(dims, kind, seed, lr, beta, decay):
+    """torch.optim.SGD with momentum differs by where the step multiplies, which a constant step does not show."""
+    weights, loss = weights_and_loss(dims, kind, np.random.default_rng(seed))
+    weights = tuple(weight / np.linalg.norm(weight) for weight in weights)
+    for step, state, optimizer in (
+        (momentum(loss, lr, beta, decay), moving(weights, 1), torch.optim.SGD),
+        (adam(loss, lr, (beta, 0.99), 1e-6, decay), moving(weights, 2), torch.optim.AdamW),
+    ):
+        leaves = [weight.requires_grad_() for weight in to_torch(*weights)]
+        options = {"momentum": beta} if optimizer is torch.optim.SGD else {"betas": (beta, 0.99), "eps": 1e-6}
+        theirs = optimizer(leaves, lr=lr, weight_decay=decay, **options)
+        *_, ours = rollout(step, state, 4)
+        for _ in range(4):
+            for leaf, gradient in zip(leaves, gradients(on_torch(loss), tuple(leaves)), strict=True):
+                leaf.grad = gradient.detach()
+            theirs.step()
+        assert ours.taken == 4
+        for found, leaf in zip(ours.weights, leaves, strict=True):
+            np.testing.assert_allclose(found, leaf.detach().numpy(), rtol=1e-7, atol=1e-9)
+
+
+@given(dims, st.sampled_from(KINDS), seeds, st.integers(1, 5))
+def test_what_two_factors_feel_is_the_gradient_times_the_other(dims, kind, seed, inner):
+    rng = np.random.default_rng(seed)
+    _, loss = weights_and_loss(dims, kind, rng)
+    left, right = rng.standard_normal((dims[-1], inner)), rng.standard_normal((inner, dims[0]))
+    gradient = loss.gradient(left @ right)
+    for found, expected in zip(pulled(loss, left, right), (gradient @ right.T, left.T @ gradient), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(700, 900), (3, 200_000)])
+def test_blocks_of_rows_cover_matrices_larger_than_the_cache(shape):
+    rng = np.random.default_rng(0)
+    target, known = rng.standard_normal(shape), (rng.random(shape) < 0.3).astype(float)
+    left, right = rng.standard_normal((shape[0], 2)), rng.standard_normal((2, shape[1]))
+    gradient = known * (left @ right - target)
+    mine, other = pulled(Completion(target, known), left, right)
+    np.testing.assert_allclose(mine, gradient @ right.T, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(other, left.T @ gradient, rtol=1e-9, atol=1e-9)
+
+
+@given(seeds, st.integers(2, 30), st.integers(2, 30), st.floats(0.02, 1))
+def test_sparse_completion_is_completion(seed, rows, cols, density):
+    rng = np.random.default_rng(seed)
+    target, known = rng.standard_normal((rows, cols)), observed((rows, cols), density, rng)
+    where = np.nonzero(known)
+    sparse, dense = SparseCompletion(*where, target[where], (rows, cols)), Completion(target, known.astype(float))
+    left, right = rng.standard_normal((rows, 2)), rng.standard_normal((2, cols))
+    np.testing.assert_allclose(sparse.value(left @ right), dense.value(left @ right), rtol=1e-12)
+    np.testing.assert_allclose(sparse.gradient(left @ right), dense.gradient(left @ right), atol=1e-13)
+    for found, expected in zip(pulled(sparse, left, right), pulled(dense, left, right), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("density", "width", "kind"),
+    [(0.03, 10, SparseCompletion), (0.03, 200, Completion), (0.2, 10, Completion), (1.0, 10, Completion)],
+)
+def test_density_and_width_choose_how_completion_is_computed(density, width, kind):
+    known = observed((200, 200), density, np.random.default_rng(0))
+    assert type(completion(np.ones((200, 200)), known, width)) is kind
+
+
+@given(st.integers(2, 6), seeds)
+def test_losses_seen_from_inside_have_the_gradients_of_the_cores(inner, seed):
+    rng = np.random.default_rng(seed)
+    left, right, core = haar(9, inner, rng), haar(8, inner, rng), rng.standard_normal((inner, inner))
+    operators, target = sensing_operators(11, (9, 8), rng), rng.standard_normal((9, 8))
+    for loss in (Factorization(target), Sensing(operators, np.einsum("mij,ij->m", operators, target))):
+        expected = left.T @ loss.gradient(left @ core @ right.T) @ right
+        np.testing.assert_allclose(loss.inside(left, right).gradient(core), expected, atol=1e-12)
+
+
 def test_rollout_yields_the_start_and_then_each_step():
     doubled = [w[0].item() for w in rollout(lambda w: (2 * w[0],), (np.ones((1, 1)),), 3)]
     assert doubled == [1, 2, 4, 8]
@@ -86,7 +183,7 @@ def test_observe_measures_every_so_many_steps_and_ends_where_rollout_ends():
     assert run.steps.tolist() == [0, 4, 8]
     assert run.values.tolist() == [[0, 0], [4, -4], [8, -8]]
     assert (np.diff(run.seconds) >= 0).all()
-    assert run.weights[0].item() == 8
+    assert run.state[0].item() == 8
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10, 0), (10, 4), (0, 1), (-1, 1), (3, 6)])
@@ -96,7 +193,7 @@ def test_steps_that_would_not_be_measured_are_refused(steps, every):
 
 
 def test_discrepant_rates():
-    assert discrepant(0.5, 0.01, 3) == (0.005, 0.5, 0.5, 0.5, 0.005)
+    assert discrepant(0.5, 0.01, 5) == (0.005, 0.5, 0.5, 0.5, 0.005)
 
 
 def test_arrays_go_to_torch_as_copies_and_come_back_contiguous():
@@ -132,6 +229,44 @@ def test_orthogonal_starts_have_their_shapes_and_scales(dims, seed):
     ):
         assert weight.shape == (rows, cols)
         np.testing.assert_allclose(measure.singular_values(weight), eps, rtol=1e-12)
+
+
+@pytest.mark.parametrize("start", [gaussian, uniform])
+def test_other_starts_have_the_norms_of_orthogonal_ones_and_their_distribution(start):
+    dims, scales, rng = (200, 100, 300), (0.5, 2.0), np.random.default_rng(0)
+    for weight, other in zip(start(dims, scales, rng), orthogonal(dims, scales, rng), strict=True):
+        assert weight.shape == other.shape
+        np.testing.assert_allclose(np.linalg.norm(weight), np.linalg.norm(other), rtol=1e-12)
+        normal = start is gaussian
+        scaled = weight.ravel() / (weight.std() if normal else np.abs(weight).max())
+        assert stats.kstest(scaled, "norm" if normal else stats.uniform(-1, 2).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("start", STARTS.values())
+def test_starts_without_units_or_with_too_few_scales_are_refused(start):
+    with pytest.raises(ValueError, match=r"scales = \(1.0,\) for 2 layers: give one positive, finite scale for each"):
+        start((3, 3, 3), (1.0,), np.random.default_rng())
+    with pytest.raises(ValueError, match=r"dims = \(3, 0, 3\): every layer needs at least one unit"):
+        start((3, 0, 3), (1.0, 1.0), np.random.default_rng())
+
+
+def test_spectra_are_flat_spread_and_geometric():
+    assert flat(3, 2.0) == (2.0, 2.0, 2.0)
+    assert spread(3, 4.0, 2.0) == (4.0, 3.0, 2.0)
+    assert geometric(3, 4.0, 0.5) == (4.0, 2.0, 1.0)
+
+
+def test_targets_of_the_papers_are_truncated_gaussian_and_noise_has_its_level():
+    rng = np.random.default_rng(0)
+    target = truncated_gaussian(100, 5, rng)
+    values = measure.singular_values(target)
+    assert values[5] < 1e-12
+    assert 17 < values[4] < values[0] < 20  # just below 2 sqrt(100)
+    noise = noisy(target, 0.1, rng) - target
+    np.testing.assert_allclose(np.linalg.norm(noise, 2), 0.1 * values[0], rtol=1e-12)
+    assert np.linalg.matrix_rank(noise) == 100
+    with pytest.raises(ValueError, match="level = -1.0: give the noise's spectral norm over the target's"):
+        noisy(target, -1.0, rng)
 
 
 def test_targets_have_the_spectrum_that_was_asked_for_and_repeat():

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lowdim import compress
-from sims.dynamics import gradient_descent, gradients, product, rollout
+from sims.dynamics import gradient_descent, gradients, momentum, moving, product, rollout
 from sims.losses import Factorization
 from sims.measure import idle_scale, singular_values
 from sims.start import haar, problem_start, problem_target, to_torch
@@ -34,19 +34,19 @@ from theory.problem import Problem
 
 STEPS = 30
 ATOL = 1e-12
-LARGE = Problem(width=12, spectrum=(3.0, 2.0), depth=3, scales=(1.0, 0.9, 0.8), lr=0.05, decay=0.2)
+LARGE = Problem(width=12, spectrum=(3.0, 2.0), depth=3, scales=(1.0, 0.9, 0.8), lr=0.05, decay=0.2, momentum=0.3)
 
 
 def simulate(problem: Problem, steps: int = STEPS) -> list[tuple[np.ndarray, ...]]:
-    step = gradient_descent(Factorization(problem_target(problem)), problem.lr, problem.decay)
-    return list(rollout(step, problem_start(problem), steps))
+    step = momentum(Factorization(problem_target(problem)), problem.lr, problem.momentum, problem.decay)
+    return [state.weights for state in rollout(step, moving(problem_start(problem), 1), steps)]
 
 
 def simulate_on_torch(problem: Problem, steps: int = STEPS) -> list[tuple[np.ndarray, ...]]:
     (target,) = to_torch(problem_target(problem))
-    step = gradient_descent(Factorization(target), problem.lr, problem.decay)
-    run = rollout(step, to_torch(*problem_start(problem)), steps)
-    return [tuple(weight.numpy() for weight in weights) for weights in run]
+    step = momentum(Factorization(target), problem.lr, problem.momentum, problem.decay)
+    run = rollout(step, moving(to_torch(*problem_start(problem)), 1), steps)
+    return [tuple(weight.numpy() for weight in state.weights) for state in run]
 
 
 BACKENDS: list[Callable[[Problem], list[tuple[np.ndarray, ...]]]] = [simulate, simulate_on_torch]
@@ -132,8 +132,9 @@ def test_compressed_network_leaves_out_exactly_the_idle_tail(p, excess):
     target = problem_target(p)
     narrow = compress(to_torch(*problem_start(p)), torch.from_numpy(target), rank)
     left, right = narrow.left.numpy(), narrow.right.numpy()
-    step = gradient_descent(Factorization(left.T @ target @ right), p.lr, p.decay)
-    cores = rollout(step, tuple(core.numpy() for core in narrow.cores), STEPS)
+    step = momentum(Factorization(left.T @ target @ right), p.lr, p.momentum, p.decay)
+    run = rollout(step, moving(tuple(core.numpy() for core in narrow.cores), 1), STEPS)
+    cores = [state.weights for state in run]
     tails = [np.linalg.norm(product(w) - left @ product(c) @ right.T) for w, c in zip(simulate(p), cores, strict=True)]
     np.testing.assert_allclose(tails, gap(p, STEPS, rank), atol=ATOL)
 
@@ -141,7 +142,7 @@ def test_compressed_network_leaves_out_exactly_the_idle_tail(p, excess):
 @given(problems())
 def test_what_is_left_out_is_at_most_the_papers_bound(p):
     """Simulated idle parts against (d - 2r) prod eps_l^2; every idle factor is a contraction if eta < 1 / curvature."""
-    p = replace(p, lr=min(p.lr, 0.5 * p.stable_lr))
+    p = replace(p, lr=min(p.lr, 0.5 * p.stable_lr), momentum=0.0)
     bases = invariant_bases(problem_start(p), problem_target(p), p.rank)
     idle_in, idle_out = bases[0][:, 2 * p.rank :], bases[-1][:, 2 * p.rank :]
     tails = [np.linalg.norm(idle_out.T @ product(weights) @ idle_in) for weights in simulate(p)]
@@ -161,6 +162,7 @@ def test_full_loss_is_the_reduced_loss_plus_the_idle_loss(p):
 
 @given(problems())
 def test_balance_drifts_only_in_second_order(p):
+    p = replace(p, momentum=0.0)  # the balance of momentum has more terms
     run = simulate(p)
     loss = Factorization(problem_target(p))
     for before, after in pairwise(run):
@@ -177,7 +179,7 @@ def test_dynamics_are_equivariant_under_changes_of_basis(p, seed):
         after @ weight @ before.T for weight, (before, after) in zip(problem_start(p), pairwise(turns), strict=True)
     )
     loss = Factorization(turns[-1] @ problem_target(p) @ turns[0].T)
-    *_, last = rollout(gradient_descent(loss, p.lr, p.decay), turned, STEPS)
+    *_, (last, _, _) = rollout(momentum(loss, p.lr, p.momentum, p.decay), moving(turned, 1), STEPS)
     for weight, found, (before, after) in zip(simulate(p)[-1], last, pairwise(turns), strict=True):
         np.testing.assert_allclose(after @ weight @ before.T, found, atol=ATOL)
 
@@ -193,7 +195,13 @@ def test_a_gaussian_start_has_no_idle_block_so_the_orthogonal_start_is_needed():
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 1.01 * LARGE.lr}, {"decay": 1.01 * LARGE.decay}, {"scales": (1.01, 0.9, 0.8)}]
+    "change",
+    [
+        {"lr": 1.01 * LARGE.lr},
+        {"decay": 1.01 * LARGE.decay},
+        {"momentum": 1.01 * LARGE.momentum},
+        {"scales": (1.01, 0.9, 0.8)},
+    ],
 )
 def test_a_one_percent_error_in_rho_is_caught(change):
     idle = [idle_scale(weight, LARGE.idle) for weight in simulate(LARGE)[-1]]
@@ -202,7 +210,9 @@ def test_a_one_percent_error_in_rho_is_caught(change):
     assert np.abs(idle - wrong).max() > 1e6 * ATOL
 
 
-@pytest.mark.parametrize("change", [{"lr": LARGE.lr * 1.01}, {"decay": LARGE.decay * 1.01}])
+@pytest.mark.parametrize(
+    "change", [{"lr": LARGE.lr * 1.01}, {"decay": LARGE.decay * 1.01}, {"momentum": LARGE.momentum * 1.01}]
+)
 def test_a_one_percent_error_in_the_reduced_dynamics_is_caught(change):
     target = problem_target(LARGE)
     bases = invariant_bases(problem_start(LARGE), target, LARGE.rank)
@@ -214,6 +224,6 @@ def test_a_one_percent_error_in_the_reduced_dynamics_is_caught(change):
 
 def test_a_one_percent_error_in_the_drift_is_caught():
     run, loss = simulate(LARGE, 1), Factorization(problem_target(LARGE))
-    wrong = balance_drift(replace(LARGE, lr=1.01 * LARGE.lr), run[0], gradients(loss, run[0]))
+    wrong = balance_drift(replace(LARGE, lr=1.01 * LARGE.lr), run[0], gradients(loss, run[0]))  # no momentum yet
     measured = [above.T @ above - below @ below.T for below, above in pairwise(run[1])]
     assert max(np.abs(m - w).max() for m, w in zip(measured, wrong, strict=True)) > 1e6 * ATOL

@@ -25,13 +25,15 @@ Cores = tuple[Float64[np.ndarray, "k k"], ...]
 def rho(problem: Problem, steps: int) -> Float64[np.ndarray, "steps_plus_1 depth"]:
     """The idle scale of each layer at t = 0, ..., steps.
 
-    rho_l(t+1) = rho_l(t) (1 - eta lam - eta prod_{k != l} rho_k(t)^2),  rho_l(0) = eps_l.
+    rho_l(t+1) = rho_l(t) (1 - eta lam - eta prod_{k != l} rho_k(t)^2),  rho_l(0) = eps_l, and with momentum
+    m_l(t+1) = beta m_l(t) - eta rho_l(t) (lam + prod_{k != l} rho_k(t)^2),  rho_l(t+1) = rho_l(t) + m_l(t+1).
     """
-    scale = np.array(problem.eps)
+    scale, velocity = np.array(problem.eps), np.zeros(problem.depth)
     history = [scale]
     for _ in range(steps):
         others = np.array([np.prod(np.delete(scale, layer) ** 2) for layer in range(problem.depth)])
-        scale = scale * (1 - problem.lr * problem.decay - problem.lr * others)
+        velocity = problem.momentum * velocity - problem.lr * scale * (problem.decay + others)
+        scale = scale + velocity
         history.append(scale)
     return np.array(history)
 
@@ -84,18 +86,24 @@ def reduced_target(bases: Start, target: Matrix, rank: int) -> Float64[np.ndarra
 def reduced_dynamics(problem: Problem, small_target: Float64[np.ndarray, "k k"]) -> Iterator[Cores]:
     """A(0), A(1), ...: the active blocks follow gradient descent on their own 2r x 2r problem.
 
-    A_l <- (1 - eta lam) A_l - eta (A_L ... A_{l+1})^T (A_L ... A_1 - target) (A_{l-1} ... A_1)^T,  A_l(0) = eps_l I.
+    M_l <- beta M_l - eta (lam A_l + (A_L ... A_{l+1})^T (A_L ... A_1 - target) (A_{l-1} ... A_1)^T),
+    A_l <- A_l + M_l,  A_l(0) = eps_l I,  M_l(0) = 0.
     """
     size = len(small_target)
     cores: Cores = tuple(eps * np.eye(size) for eps in problem.eps)
+    velocities: Cores = tuple(np.zeros((size, size)) for _ in cores)
     while True:
         yield cores
         residual = _chain(cores, size) - small_target
-        cores = tuple(
-            (1 - problem.lr * problem.decay) * core
-            - problem.lr * _chain(cores[layer + 1 :], size).T @ residual @ _chain(cores[:layer], size).T
-            for layer, core in enumerate(cores)
+        pulls = (
+            _chain(cores[layer + 1 :], size).T @ residual @ _chain(cores[:layer], size).T
+            for layer in range(problem.depth)
         )
+        velocities = tuple(
+            problem.momentum * velocity - problem.lr * (problem.decay * core + pull)
+            for velocity, core, pull in zip(velocities, cores, pulls, strict=True)
+        )
+        cores = tuple(core + velocity for core, velocity in zip(cores, velocities, strict=True))
 
 
 def _chain(factors: Cores, size: int) -> Float64[np.ndarray, "k k"]:
@@ -144,7 +152,7 @@ def balance_drift(problem: Problem, weights: Start, gradients: Start) -> Start:
 
     B_l <- (1 - eta lam)^2 B_l + eta^2 (g_{l+1}^T g_{l+1} - g_l g_l^T): the terms of first order in eta cancel, since
     W_{l+1}^T g_{l+1} = g_l W_l^T. At lam = 0 and eta -> 0 nothing is left: the balance is conserved (Arora et al. 2018,
-    arXiv 1802.06509).
+    arXiv 1802.06509). For plain gradient descent, beta = 0.
     weights, gradients: W_l and g_l = d(1/2 |E - Phi|^2)/dW_l before the step.
     """
     shrink, lr = 1 - problem.lr * problem.decay, problem.lr

@@ -1,6 +1,7 @@
 """What is being solved. The one module that theory and sims share."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,11 +11,11 @@ class Problem:
     """Deep matrix factorization by gradient descent from an orthogonal start.
 
         min_W 1/2 |W_L ... W_1 - Phi|_F^2 + lam/2 sum_l |W_l|_F^2,     W_l(0) = eps_l Q_l,  Q_l orthogonal,
-        W_l <- (1 - eta lam) W_l - eta grad_l   for all l at once.
+        M_l <- beta M_l - eta (grad_l + lam W_l),  W_l <- W_l + M_l,   M_l(0) = 0,  for all l at once.
 
     The loss is the unnormalised one; papers that average over the d^2 entries quote eta d^2 as their step.
 
-    Raises ValueError for values that the theorem does not cover or that gradient descent cannot survive.
+    Raises ValueError for values that the theorem does not cover, and warns of a step from `stable_lr` on.
     """
 
     width: int = 30
@@ -29,6 +30,8 @@ class Problem:
     """eta, the step of gradient descent on the unnormalised loss."""
     decay: float = 0.0
     """lam, the weight decay."""
+    momentum: float = 0.0
+    """beta of heavy-ball momentum (Polyak 1964); 0 is plain gradient descent."""
     seed: int = 0
     """Seeds the singular vectors of Phi and the Q_l."""
 
@@ -54,15 +57,16 @@ class Problem:
 
     @property
     def stable_lr(self) -> float:
-        """2 over the largest curvature that gradient descent has to survive, at the solution or at the start.
+        """2 (1 - beta) over the largest curvature that the descent has to survive, at the solution or at the start.
 
         The balanced solution has L sigma_1^(2 - 2/L) at lam = 0 and repels beyond it; weight decay lowers that to
         L s^(2 - 2/L) - (L - 2) lam with s < sigma_1, next to 2 lam across layers, so for lam > 0 the limit is on the
-        safe side. On the idle block, 1/2 prod rho^2, the start has about (2L - 1) max_l prod_{k != l} eps_k^2 + lam.
+        safe side; so is 1 - beta, since momentum, stable up to 1 + beta near the solution, overshoots on its way there.
+        On the idle block, 1/2 prod rho^2, the start has about (2L - 1) max_l prod_{k != l} eps_k^2 + lam.
         """
         solution = max(self.depth * self.spectrum[0] ** (2 - 2 / self.depth), 2 * self.decay)
         others = max(math.prod(self.eps) ** 2 / scale**2 for scale in self.eps)
-        return 2 / max(solution, (2 * self.depth - 1) * others + self.decay)
+        return 2 * (1 - self.momentum) / max(solution, (2 * self.depth - 1) * others + self.decay)
 
     def _check_shape(self) -> None:
         if self.depth < 2:
@@ -88,12 +92,15 @@ class Problem:
             raise ValueError(
                 f"decay = {self.decay}: negative weight decay makes the weights grow; take a finite decay >= 0"
             )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum = {self.momentum}: from 1 on velocities never fade; take 0 <= momentum < 1")
         if not _positive(self.lr):
             raise ValueError(f"lr = {self.lr}: only a finite step > 0 descends; take 0 < lr < {self.stable_lr:.3g}")
         if self.lr >= self.stable_lr:
-            raise ValueError(
+            warnings.warn(
                 f"lr = {self.lr}: from {self.stable_lr:.3g} on, 2 over the curvature at the solution or at the start, "
-                f"gradient descent is not stable; take lr = {self.stable_lr / 2:.3g}, or smaller scales if they are > 1"
+                f"descent is not stable; take lr = {self.stable_lr / 2:.3g}, or smaller scales if they are > 1",
+                stacklevel=4,  # whoever made the Problem
             )
 
 

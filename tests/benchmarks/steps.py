@@ -60,8 +60,8 @@ def trainings(problem: Problem) -> dict[str, Training]:
     inner = compress(to_torch(*start), torch.from_numpy(target), problem.rank)
     left, right, *cores = to_numpy(inner.left, inner.right, *inner.cores)
     completion = Completion(target, known)
-    rates = discrepant(lr, GAMMA, problem.depth)
     outer = compress(to_torch(*start), torch.from_numpy(known * target), problem.rank)
+    rates = discrepant(lr, GAMMA, len(outer.factors))
     return {
         STEP: Training(gradient_descent(Factorization(target), lr), start),
         NARROW_STEP: Training(gradient_descent(Factorization(left.T @ target @ right), lr), tuple(cores)),
