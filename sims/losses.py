@@ -108,6 +108,9 @@ class Completion:
     def pulled(self, left: Float[Any, "rows k"], right: Float[Any, "k cols"]) -> Pair:
         """G right^T and left^T G, a block of rows at a time, so that neither E nor G ever leaves the cache."""
         size = max(1, BLOCK // right.shape[1])
+        if size >= len(left):
+            gradient = self.gradient(left @ right)
+            return gradient @ right.mT, left.mT @ gradient
         mine, other = 0 * left, 0 * right
         for first in range(0, len(left), size):
             rows = slice(first, first + size)

@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from sims.start import problem_start, problem_target, to_torch
-from tests.benchmarks import steps
+from sims.dynamics import gradient_descent, rollout
+from sims.losses import Factorization, Sensing
+from sims.start import problem_start, problem_target, sensing_operators, to_torch
+from tests.benchmarks import jax_step, seen, steps
 from tests.benchmarks.__main__ import PEERS, SHRUNK, main
-from tests.benchmarks.timing import machine, medians, peak_bytes
+from tests.benchmarks.timing import Repeated, machine, medians, peak_bytes
 
 
 class Counted(np.ndarray):
@@ -93,16 +95,64 @@ def test_competitors_take_turns() -> None:
     assert [name for name, _ in groupby(order)] == ["a", "b", "c"] * 4  # warm-up, then three rounds
 
 
-def test_the_table_names_every_call_peer_and_target(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_call_of_many_steps_counts_as_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("time.process_time", lambda: float(next(clock)))  # every reading is one second later
+    assert medians({"one": lambda: None, "many": Repeated(lambda: None, 10)}, rounds=3) == {"one": 1.0, "many": 0.1}
+
+
+@pytest.mark.parametrize("kind", ["factorization", "sensing"])
+def test_jax_takes_the_same_steps(kind: str) -> None:
+    pytest.importorskip("jax", reason="JAX is in the extra `bench` alone")
+    assert jax_step.available()
+    problem, count = steps.problem(20), 3
+    start, target = problem_start(problem), problem_target(problem)
+    if kind == "sensing":
+        operators, count = sensing_operators(30, (20, 20), np.random.default_rng(0)), 1
+        outcomes = operators.reshape(30, -1) @ target.ravel()
+        step = gradient_descent(Sensing(operators, outcomes), problem.lr)
+        theirs = jax_step.sensing(start, operators, outcomes, problem.lr)()
+    else:
+        step = gradient_descent(Factorization(target), problem.lr)
+        theirs = jax_step.factorization(start, target, problem.lr, count)()
+    *_, ours = rollout(step, start, count)
+    for found, peer in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, np.asarray(peer), atol=1e-15)  # entries are about 0.1
+
+
+def test_the_sensing_steps_are_one_step() -> None:
+    calls = seen.sensing_calls(20, 30)
+    for found, peer in zip(calls[seen.BLOCKED](), calls[seen.ELEMENTWISE](), strict=True):
+        np.testing.assert_allclose(found, peer, atol=1e-15)
+
+
+def test_the_completion_steps_are_one_step() -> None:
+    calls = seen.completion_calls(30, 0.3)
+    for found, peer in zip(calls[seen.DENSE](), calls[seen.SPARSE](), strict=True):
+        np.testing.assert_allclose(found, peer, atol=1e-15)
+
+
+def test_sensing_holds_its_operators_once_and_little_else() -> None:
+    """4000 operators of 200 x 200 are 1.19 GiB; at a tenth of it, a step adds less than 3 %."""
+    line = seen.sensing_peak(200, 400)
+    assert float(line.rpartition(" ")[2]) < 1.03 * 400 * 200**2 * 8 / 2**30
+
+
+def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixture[str]) -> None:
     main(sizes=(20, 40), rounds=2)
     printed = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
-    speed, memory = rows[: 2 * len(PEERS)], rows[2 * len(PEERS) :]
-    assert [(row[0], row[1], row[5]) for row in speed] == [(c, d, p) for c, p in PEERS.items() for d in ("20", "40")]
-    assert [(row[0], row[4]) for row in memory] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
-    assert "[ms]" in printed
-    assert "[kB]" in printed
-    assert printed.count("reached") == 4
+    pairs = [pair for pair in PEERS if steps.JAX_STEP not in pair or jax_step.available()]
+    speed, others = rows[: 2 * len(pairs)], rows[2 * len(pairs) :]
+    assert [(row[0], row[1], row[5]) for row in speed] == [
+        (call, d, peer) for call, peer in pairs for d in ("20", "40")
+    ]
+    assert [(row[0], row[4]) for row in others[:8]] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
+    assert {row[1] for row in others[8:] if row[0] == "reduced step"} == {"20", "40", "100", "1000", "10000", "100000"}
+    assert [row[:2] for row in others[-10:-8]] == [["20", "1%"], ["20", "2%"]]
+    for unit in ("[ms]", "[kB]", "[us]", "[GiB]", "[CPU s]"):
+        assert unit in printed
+    assert printed.count("reached") == 10 + 2 * jax_step.available() + jax_step.available()
 
 
 def test_the_machine_is_named() -> None:

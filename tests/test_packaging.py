@@ -93,7 +93,8 @@ def test_environment_yml_is_in_step_with_pyproject():
     conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
     extras = PROJECT["optional-dependencies"]
     wanted = {"python": PROJECT["requires-python"], "pip": ""}
-    for text in [*PROJECT["dependencies"], *extras["research"], *extras["notebooks"], *extras["test"]]:
+    parts = [extras[name] for name in ("research", "notebooks", "cluster", "test")]
+    for text in [*PROJECT["dependencies"], *(text for part in parts for text in part)]:
         requirement = Requirement(text)
         if requirement.name != "lowdim":
             wanted[conda_names.get(requirement.name, requirement.name)] = str(requirement.specifier)

@@ -265,7 +265,7 @@ def test_targets_of_the_papers_are_truncated_gaussian_and_noise_has_its_level():
     noise = noisy(target, 0.1, rng) - target
     np.testing.assert_allclose(np.linalg.norm(noise, 2), 0.1 * values[0], rtol=1e-12)
     assert np.linalg.matrix_rank(noise) == 100
-    with pytest.raises(ValueError, match="level = -1.0: give the noise's spectral norm over the target's"):
+    with pytest.raises(ValueError, match=r"level = -1\.0: give the noise's spectral norm over the target's"):
         noisy(target, -1.0, rng)
 
 

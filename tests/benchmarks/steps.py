@@ -13,11 +13,13 @@ from lowdim import compress
 from sims.dynamics import Step, Weights, discrepant, gradient_descent, product
 from sims.losses import Completion, Factorization
 from sims.start import observed, problem_start, problem_target, to_numpy, to_torch
+from tests.benchmarks import jax_step
 from tests.benchmarks.timing import Call
 from theory.problem import Problem
 
 NUMPY_GEMM, TORCH_GEMM = "NumPy GEMM", "torch GEMM"
 STEP, TORCH_STEP, AUTOGRAD = "NumPy step", "torch step", "torch autograd step"
+JAX_STEP = "JAX grad, fori_loop"
 COMPLETION = "completion step"
 NARROW_STEP, NARROW_COMPLETION = "compressed step", "compressed completion"
 EXACT, RANDOMIZED = "compress, exact", "compress, randomized"
@@ -53,9 +55,11 @@ def products(depth: int) -> int:
     return 3 * (depth - 1)
 
 
-def trainings(problem: Problem) -> dict[str, Training]:
+def trainings(problem: Problem, only: tuple[str, ...] = ()) -> dict[str, Training]:
     """The steps in NumPy: original and compressed factorization (outer factors frozen) and completion (all trained)."""
     start, target, lr = problem_start(problem), problem_target(problem), problem.lr
+    if only == (STEP,):  # nothing needs to be compressed
+        return {STEP: Training(gradient_descent(Factorization(target), lr), start)}
     known = _known(problem)
     inner = compress(to_torch(*start), torch.from_numpy(target), problem.rank)
     left, right, *cores = to_numpy(inner.left, inner.right, *inner.cores)
@@ -76,7 +80,10 @@ def calls(problem: Problem) -> dict[str, Call]:
     weights, (goal,) = to_torch(*start), to_torch(target)
     seen = torch.from_numpy(_known(problem) * target)  # of full rank: compress has more to do than for the target
     written, filled = np.empty_like(target), torch.empty_like(goal)  # a peak has no fresh memory to wait for
+    loops = 400 if problem.width < 500 else 3  # long enough for what a call costs not to show
+    peers = {JAX_STEP: jax_step.factorization(start, target, problem.lr, loops)} if jax_step.available() else {}
     return {
+        **peers,
         NUMPY_GEMM: lambda: np.matmul(start[0], start[1], out=written),
         TORCH_GEMM: lambda: torch.matmul(weights[0], weights[1], out=filled),
         **trainings(problem),

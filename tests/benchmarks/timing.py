@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,19 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A call that takes `steps` steps at once; its time is that of one of them."""
+
+    call: Call
+    steps: int
+
+    def __call__(self) -> object:
+        """Take all of the steps."""
+        return self.call()
+
 
 LEAST = 5e-3  # seconds; a shorter call is repeated until a sample lasts as long, far above the clock's resolution
 
@@ -41,19 +55,21 @@ def medians(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
 
 def _repeats(call: Call) -> int:
     call()  # the first one pays for imports, thread pools and untouched memory
-    return math.ceil(LEAST / max(_seconds(call, 1), 1e-6))
+    whole = _seconds(call, 1) * (call.steps if isinstance(call, Repeated) else 1)
+    return math.ceil(LEAST / max(whole, 1e-6))
 
 
 def _seconds(call: Call, repeats: int) -> float:
     begun = time.process_time()
     for _ in range(repeats):
         call()
-    return (time.process_time() - begun) / repeats
+    return (time.process_time() - begun) / repeats / (call.steps if isinstance(call, Repeated) else 1)
 
 
-def peak_bytes(call: Call) -> int:
+def peak_bytes(call: Call, *, warm: bool = True) -> int:
     """The most memory that Python and NumPy hold at once during the call, beyond what existed before."""
-    call()
+    if warm:
+        call()
     tracemalloc.start()
     try:
         call()
