@@ -9,6 +9,7 @@ import pkgutil
 import platform
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from importlib import import_module, metadata
 from itertools import takewhile
@@ -54,6 +55,7 @@ def names() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Make the figures that the arguments name; the number of those that failed."""
+    warnings.showwarning = _warned
     options, rest = _options(arguments)
     chosen = list(takewhile(lambda argument: not argument.startswith("-"), rest))
     fields = rest[len(chosen) :]
@@ -91,6 +93,11 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--workers", metavar="WHERE", default=str(min(cores(), MOST_PROCESSES)))
     return parser.parse_known_args(arguments)
+
+
+def _warned(message: Warning | str, *_: Any) -> None:
+    """A warning as a sentence, without the place in the code."""
+    print(f"! {message}", file=sys.stderr, flush=True)
 
 
 def _counted(selected: list[str], made: list[bool], seconds: float) -> int:

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -28,8 +28,9 @@ def quick(name):
     return figure, figure.data(figure.Spec().quick())
 
 
-def test_the_folder_is_the_registry():
-    assert names() == ["completion", "factorization", "invariant_subspace", "movielens"]
+def test_the_folder_is_the_registry_and_each_figure_has_falsified_data():
+    assert {"completion", "factorization", "invariant_subspace", "movielens"} < set(names())
+    assert names() == sorted(path.stem for path in (ROOT / "tests" / "falsified").glob("*.py"))
 
 
 @each_figure
@@ -65,46 +66,12 @@ def test_axes_are_labelled_and_lettered_and_theory_is_told_apart(name):
     assert drawn.axes[0].get_legend() or drawn.axes[1].get_legend() or drawn.legends
 
 
-FALSE = {  # what each figure claims, made a little false
-    "invariant_subspace": lambda data: [
-        replace(data, predicted=1.01 * data.predicted),
-        replace(data, idle_predicted=1.01 * data.idle_predicted),
-        replace(data, idle_predicted=data.idle_predicted[:1] + 0 * data.idle_predicted),  # no recursion at all
-        replace(data, predicted_angles=1.01 * data.predicted_angles),
-        replace(data, deviation=data.deviation + 1e-11),
-        replace(data, angles=data.angles + 1e-6),
-    ],
-    "factorization": lambda data: [
-        replace(data, predicted=1.01 * data.predicted),
-        replace(data, predicted=data.predicted[0] + 0 * data.predicted),  # the paper's bound instead of our equality
-        replace(data, inside=data.inside + 1e-9),
-        replace(data, error=data.error * [1.0, 1.01]),
-    ],
-    "completion": lambda data: [
-        replace(data, movement=data.movement * [1, 0]),
-        *(
-            replace(data, runs={**data.runs, name: replace(run, values=factor * run.values)})
-            for (name, run), factor in zip(data.runs.items(), (1e4, 1e5, 1e4, 0.01), strict=True)
-        ),
-        *(replace(data, runs={**data.runs, name: _later(run)}) for name, run in list(data.runs.items())[1:3]),
-    ],
-    "movielens": lambda data: [
-        replace(data, curves={**data.curves, name: curve * [1, 1, 1, factor]})
-        for name, curve in data.curves.items()
-        for factor in ((1.1, np.nan) if name in ("original", "compressed", "ALS, tuned penalty") else (0.8, np.nan))
-    ],
-}
-
-
-def _later(run):
-    """The same run, everything a fifth later."""
-    return replace(run, values=np.vstack([run.values[:1]] * (len(run.values) // 5) + [run.values])[: len(run.values)])
-
-
 @each_figure
 def test_a_false_figure_cannot_be_made(name, tmp_path, monkeypatch):
     figure, data = quick(name)
-    for false in FALSE[name](data):
+    variants = import_module(f"tests.falsified.{name}").falsified(data)
+    assert variants
+    for false in variants:
         monkeypatch.setattr(figure, "data", lambda spec, false=false: false)
         with pytest.raises(Refuted, match="not saved: its claims are refuted, or the run was too short for them"):
             make(name, data.spec, tmp_path)
@@ -173,6 +140,9 @@ def test_readme_picture_was_drawn_from_the_default_spec():
         (["--quick", "movielen"], "did you mean 'movielens'?"),
         (["--quikc"], "--quikc: did you mean --quick?"),
         (["movielens", "--quick", "--record"], "--record keeps the default figure's numbers"),
+        (["movielens", "--full", "--record", "--rank", "2"], "leave out --quick and fields"),
+        (["--wrkers", "2"], "--wrkers 2: did you mean --workers?"),
+        (["movielens", "--workers", "ray"], "--workers ray: no workers are called 'ray'; there are"),
     ],
 )
 def test_command_line_names_the_nearest_figure(arguments, message):
@@ -188,12 +158,10 @@ def test_command_line_names_the_nearest_figure(arguments, message):
         (["completion", "--gammas", "-1"], "give one or more ratios >= 0"),
         (["completion", "--problem.lr", ".0071"], "lr = 0.0071 with gamma = 0.1 is unstable; take lr < "),
         (["factorization", "--problem.width", "10"], "take rank <= 4 or width > 10"),
-        (["factorization", "--problem.lr", "1"], "gradient descent is not stable"),
         (["movielens", "--relative-step", "1"], "from 1 on training may diverge"),
         (["movielens", "--rank", "0"], "1 <= rank < half of the users and of the items"),
         (["movielens", "--depth", "1"], "take depth >= 2"),
         (["invariant_subspace", "--steps", "1"], "take steps >= 8"),
-        (["invariant_subspace", "--paper.scales", "20"], "or smaller scales if they are > 1"),
         (["completion", "--problem.decay", "0.1"], "outer factors would decay"),
         (["movielens", "--rank", "ten"], "invalid"),
     ],
@@ -222,6 +190,20 @@ def test_a_figure_that_cannot_be_made_says_why_and_is_not_saved(arguments, messa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("figure", ["invariant_subspace", "factorization"])
+def test_an_unstable_step_is_warned_of_before_the_run_and_the_run_stops(figure, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("figures.__main__.OUT", tmp_path)
+    field = "--paper.lr" if figure == "invariant_subspace" else "--problem.lr"
+    assert main([figure, "--quick", field, "1", "--workers", "1"]) == 1
+    warned, stopped = capfd.readouterr().err.split("✗")
+    assert "lr = 1.0: from 0.0" in warned
+    assert "descent is not stable; take lr = 0.0" in warned
+    assert ".py" not in warned  # said as a sentence, not as a place in the code
+    assert "diverged" in stopped
+    assert list(tmp_path.rglob("*.png")) == []
+
+
 def test_a_line_with_markup_in_the_ratings_is_quoted_as_it_is(capfd, tmp_path, monkeypatch):
     monkeypatch.setattr("figures.__main__.OUT", tmp_path / "out")
     (tmp_path / "u.data").write_text("[/b]\n")
@@ -242,10 +224,48 @@ def test_sizes_and_fields_go_into_folders_of_their_own_and_records_are_kept_on_r
     monkeypatch.setattr(figure, "data", lambda spec: data)
     monkeypatch.setattr("figures.__main__.OUT", tmp_path / "out")
     monkeypatch.setattr("figures.__main__.RECORDS", tmp_path / "records")
-    for options in ([], ["--quick"], ["--steps", "20"], ["--record"]):
+    for options in ([], ["--quick"], ["--steps", "20"], ["--record"], ["--full", "--record"]):
         assert main(["invariant_subspace", *options]) == 0
     folders = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")}
-    assert folders == {"out", "out/quick", "out/custom", "records"}
+    assert folders == {"out", "out/quick", "out/custom", "out/full", "records", "records/full"}
+
+
+@pytest.mark.xdist_group("invariant_subspace")
+def test_one_sweep_runs_the_grids_of_all_figures_and_its_options_stand_anywhere(tmp_path, monkeypatch, capfd):
+    _, data = quick("invariant_subspace")
+    monkeypatch.setattr("figures.__main__.OUT", tmp_path)
+    swept = []
+
+    def with_grid(spec, sweep=None):
+        swept.append((sweep, sweep(cell_of_a_figure, [Point(3), Point(4)])))
+        return data
+
+    figure = import_module("figures.invariant_subspace")
+    monkeypatch.setattr(figure, "data", with_grid)
+    for arguments in (
+        ["--workers", "1", "invariant_subspace", "invariant_subspace"],
+        ["invariant_subspace", "--workers=1"],
+        ["--fresh", "invariant_subspace", "--workers", "1"],
+    ):
+        assert main([*arguments, "--quick"]) == 0
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+        assert len(kept) == 2
+        swept.append(kept)
+    (one, found), (other, again), first, _, second, _, third = swept
+    assert one is other
+    assert [int(result["square"]) for result in found] == [int(result["square"]) for result in again] == [9, 16]
+    assert first == second
+    assert all(third[path] > written for path, written in first.items())
+    assert "2 of 2 figures made in " in capfd.readouterr().out
+
+
+@dataclass(frozen=True)
+class Point:
+    value: int
+
+
+def cell_of_a_figure(point):
+    return {"square": np.array(point.value**2)}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--quick", "-h"], ["completion", "movielens", "--help"]])
