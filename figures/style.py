@@ -43,7 +43,7 @@ def panels(rows: int, cols: int, height: float) -> tuple[Figure, list[Axes]]:
 
 def title(axes: list[Axes], *titles: str) -> None:
     """Put (a), (b), ... and a title above each of the axes."""
-    for letter, axis, text in zip("abcdefgh", axes, titles, strict=False):
+    for letter, axis, text in zip("abcdefghi", axes, titles, strict=False):
         axis.set_title(f"({letter}) {text}", loc="left")
 
 
