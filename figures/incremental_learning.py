@@ -178,8 +178,7 @@ def draw(data: Data) -> Figure:
     axes[0].plot([], [], "--", color=style.BLACK, lw=0.8, label="$T_i$, formula")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
-    style.title(axes[:8], *(f"{kind}, {what}" for kind in KINDS for what in ("values", "inputs", "outputs")))
-    axes[8].set_title("(i) sensing, outputs", loc="left")  # style has letters for eight
+    style.title(axes, *(f"{kind}, {what}" for kind in KINDS for what in ("values", "inputs", "outputs")))
     return figure
 
 

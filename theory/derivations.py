@@ -55,35 +55,106 @@ def induction_step(depth: int) -> list[tuple[sp.MatrixExpr, sp.MatrixExpr, sp.Ma
     """The four blocks of W_l(t+1) minus the theorem's, for each layer, for symbolic block sizes k = 2r and m = d - 2r.
 
     Assume V_{l+1}^T W_l(t) V_l = diag(A_l, rho_l I_m) for all l. The V_l cancel between neighbours and, since the idle
-    inputs lie in ker Phi and the idle outputs in ker Phi^T by their construction, V_{L+1}^T Phi V_1 = diag(P, 0). So one step of gradient descent can be written in these coordinates; it must give
-    diag(A_l - eta lam A_l - eta (A_L...A_{l+1})^T (A_L...A_1 - P) (A_{l-1}...A_1)^T, rho_l (1 - eta lam - eta prod_{k != l} rho_k^2) I_m).
-    """  # noqa: E501
+    inputs lie in ker Phi and the idle outputs in ker Phi^T by their construction, V_{L+1}^T Phi V_1 = diag(P, 0). So
+    one step of gradient descent can be written in these coordinates; it must give diag(A_l - eta lam A_l
+    - eta (A_L...A_{l+1})^T (A_L...A_1 - P) (A_{l-1}...A_1)^T, rho_l (1 - eta lam - eta prod_{k != l} rho_k^2) I_m).
+    """
     k, m = sp.symbols("k m", integer=True, positive=True)
     scales = sp.symbols(f"rho_1:{depth + 1}", real=True)
     cores = [sp.MatrixSymbol(f"A_{layer}", k, k) for layer in range(1, depth + 1)]
     small_target = sp.MatrixSymbol("P", k, k)
     weights = [sp.BlockDiagMatrix(core, scale * sp.Identity(m)) for core, scale in zip(cores, scales, strict=True)]
-    target = sp.BlockDiagMatrix(small_target, sp.ZeroMatrix(m, m))
+    idle_steps = []
+    for layer, scale in enumerate(scales):
+        others = sp.prod([other**2 for index, other in enumerate(scales) if index != layer])
+        idle_steps.append(scale * (1 - ETA * LAM - ETA * others) * sp.Identity(m))
+    stepped = _stepped(weights, sp.BlockDiagMatrix(small_target, sp.ZeroMatrix(m, m)))
+    return _differences(stepped, _descended(cores, small_target), idle_steps)
+
+
+def invariant_family_step(depth: int) -> list[tuple[sp.MatrixExpr, sp.MatrixExpr, sp.MatrixExpr, sp.MatrixExpr]]:
+    """As `induction_step`, for layers of any shapes: k_0, ..., k_L and m_0, ..., m_L are all different symbols.
+
+    Assume W_l(t) = diag(A_l, C_l) in the bases [S_l, T_l] of an invariant family, A_l of shape k_l x k_{l-1} and C_l
+    of m_l x m_{l-1}, and Phi = diag(P, 0). One step of gradient descent must give diag of a step of the A_l on
+    1/2 |A_L ... A_1 - P|^2 and of a step of the C_l on 1/2 |C_L ... C_1|^2. At t = 0 the assumption is the definition
+    of the family: W_l(0) S_{l-1} in S_l and W_l(0)^T S_l in S_{l-1} leave nothing off the diagonal.
+    """
+    k = sp.symbols(f"k_:{depth + 1}", integer=True, positive=True)
+    m = sp.symbols(f"m_:{depth + 1}", integer=True, positive=True)
+    cores = [sp.MatrixSymbol(f"A_{layer}", k[layer], k[layer - 1]) for layer in range(1, depth + 1)]
+    idle = [sp.MatrixSymbol(f"C_{layer}", m[layer], m[layer - 1]) for layer in range(1, depth + 1)]
+    small_target, nothing = sp.MatrixSymbol("P", k[-1], k[0]), sp.ZeroMatrix(m[-1], m[0])
+    weights = [sp.BlockDiagMatrix(core, rest) for core, rest in zip(cores, idle, strict=True)]
+    stepped = _stepped(weights, sp.BlockDiagMatrix(small_target, nothing))
+    return _differences(stepped, _descended(cores, small_target), _descended(idle, nothing))
+
+
+def _stepped(weights: list[sp.MatrixExpr], target: sp.MatrixExpr) -> list[sp.MatrixExpr]:
+    """Each block matrix W_l after one step of gradient descent with decay, its blocks multiplied out."""
 
     def product(factors: list[sp.MatrixExpr], size: sp.Expr) -> sp.MatrixExpr:
         return reduce(lambda below, factor: sp.block_collapse(factor * below), factors, sp.Identity(size))
 
-    residual = sp.block_collapse(product(weights, k + m) - target)
-    small_residual = product(cores, k) - small_target
-    differences = []
+    residual = sp.block_collapse(product(weights, weights[0].cols) - target)
+    stepped = []
     for layer, weight in enumerate(weights):
-        above, below = product(weights[layer + 1 :], k + m), product(weights[:layer], k + m)
+        above, below = product(weights[layer + 1 :], weight.rows), product(weights[:layer], weights[0].cols)
         gradient = sp.block_collapse(above.T * residual * below.T)
-        stepped = sp.block_collapse((1 - ETA * LAM) * weight - ETA * gradient)
-        core_step = (1 - ETA * LAM) * cores[layer] - ETA * (
-            product(cores[layer + 1 :], k).T * small_residual * product(cores[:layer], k).T
-        )
-        others = sp.prod([scale**2 for other, scale in enumerate(scales) if other != layer])
-        idle_step = scales[layer] * (1 - ETA * LAM - ETA * others) * sp.Identity(m)
-        claimed = [core_step, sp.ZeroMatrix(k, m), sp.ZeroMatrix(m, k), idle_step]
-        found = [stepped.blocks[row, col] for row in range(2) for col in range(2)]
-        differences.append(tuple(_simplified(f - c) for f, c in zip(found, claimed, strict=True)))
+        stepped.append(sp.block_collapse((1 - ETA * LAM) * weight - ETA * gradient))
+    return stepped
+
+
+def _descended(cores: list[sp.MatrixExpr], target: sp.MatrixExpr) -> list[sp.MatrixExpr]:
+    """The claim: A_l - eta lam A_l - eta (A_L ... A_{l+1})^T (A_L ... A_1 - target) (A_{l-1} ... A_1)^T for each l."""
+
+    def product(factors: list[sp.MatrixExpr], size: sp.Expr) -> sp.MatrixExpr:
+        return reduce(lambda below, factor: factor * below, factors, sp.Identity(size))
+
+    residual = product(cores, cores[0].cols) - target
+    moved = []
+    for layer, core in enumerate(cores):
+        above, below = product(cores[layer + 1 :], core.rows), product(cores[:layer], cores[0].cols)
+        moved.append((1 - ETA * LAM) * core - ETA * above.T * residual * below.T)
+    return moved
+
+
+def _differences(
+    stepped: list[sp.MatrixExpr], active: list[sp.MatrixExpr], idle: list[sp.MatrixExpr]
+) -> list[tuple[sp.MatrixExpr, sp.MatrixExpr, sp.MatrixExpr, sp.MatrixExpr]]:
+    """The four blocks of each stepped layer minus diag(active, idle)."""
+    differences = []
+    for found, core, rest in zip(stepped, active, idle, strict=True):
+        blocks = [found.blocks[row, col] for row in range(2) for col in range(2)]
+        claimed = [core, sp.ZeroMatrix(core.rows, rest.cols), sp.ZeroMatrix(rest.rows, core.cols), rest]
+        differences.append(tuple(_simplified(f - c) for f, c in zip(blocks, claimed, strict=True)))
     return differences
+
+
+def escape_time(depth: int) -> sp.Expr:
+    """The time of db/dt = sigma b^(L-1) from eps to infinity, for L = 2 to sqrt(sigma), minus the formula: zero.
+
+    That is gradient flow of one component with b^L << sigma, all layers at b; one step is eta of time.
+    """
+    b, sigma, eps = sp.symbols("b sigma epsilon", positive=True)
+    end = sp.sqrt(sigma) if depth == 2 else sp.oo
+    steps = sp.integrate(1 / (ETA * sigma * b ** (depth - 1)), (b, eps, end))
+    if depth == 2:
+        return sp.simplify(sp.expand_log(steps - sp.log(sp.sqrt(sigma) / eps) / (ETA * sigma)))
+    return sp.simplify(steps - 1 / ((depth - 2) * ETA * sigma * eps ** (depth - 2)))
+
+
+def linear_response(depth: int) -> sp.Expr:
+    """What tau adds to prod_l b_l in one step from eps_l, to first order in eta and tau, minus the formula: zero.
+
+    The formula is sum_l prod_{k != l} eps_k^2.
+    """
+    scales = sp.symbols(f"epsilon_1:{depth + 1}", positive=True)
+    tau = sp.Symbol("tau", positive=True)
+    stepped = [eps - ETA * sp.diff((sp.prod(scales) - tau) ** 2 / 2, eps) for eps in scales]
+    change = sp.diff(sp.prod(stepped), ETA, tau).subs(ETA, 0)
+    claimed = sum(sp.prod([other**2 for other in scales if other != eps]) for eps in scales)
+    return sp.expand(change - claimed)
 
 
 def tail(depth: int) -> sp.Expr:
