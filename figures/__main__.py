@@ -55,7 +55,7 @@ def names() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Make the figures that the arguments name; the number of those that failed."""
-    warnings.showwarning = _warned
+    warnings.showwarning = _warned  # type: ignore[assignment]
     options, rest = _options(arguments)
     chosen = list(takewhile(lambda argument: not argument.startswith("-"), rest))
     fields = rest[len(chosen) :]

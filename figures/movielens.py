@@ -6,25 +6,26 @@ The paper minimises half the mean square on raw ratings; we take the training me
 value dictates a step ten times smaller. Our loss is the unnormalised one over the observed entries.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from time import process_time
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from lm_experiments.tasks.movielens import Ratings, read_ratings
+from lm_experiments.tasks.movielens import Split, read_ratings
 from lowdim import compress
 from sims import dynamics, run
 from sims.baselines import alternating_least_squares, truncated_svd
 from sims.losses import Completion
 from sims.start import orthogonal, to_numpy, to_torch
+from sims.sweep import Result, Sweep, in_process
 
 ORIGINAL, COMPRESSED, TUNED, UNPENALISED, SVD, MEAN = (
     "original", "compressed", "ALS, tuned penalty", "ALS, penalty 0.001", "truncated SVD", "mean rating",
@@ -77,8 +78,8 @@ class Spec:
             )
 
     def quick(self) -> "Spec":
-        """The same on the 200 most active users and the 300 most rated films."""
-        return replace(self, users=200, items=300, svd_ranks=(2, 5, 10))
+        """The same on the 120 most active users and the 200 most rated films, with fewer penalties and ranks tried."""
+        return replace(self, users=120, items=200, penalties=(0.1, 0.15), sweeps=15, svd_ranks=(2, 5))
 
     def full(self) -> "Spec":
         """A start six times smaller, closer to the papers; about 15 CPU minutes."""
@@ -95,27 +96,67 @@ class Data:
     """Trained by the original and by the compressed network."""
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Ratings, and which of them train, validate and test."""
+@dataclass(frozen=True)
+class Method:
+    """A way to predict ratings: a cell of the sweep."""
 
-    ratings: Ratings
-    parts: tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"], Int[np.ndarray, " test"]]
-
-    @property
-    def mean(self) -> float:
-        """The mean training rating."""
-        return float(self.ratings.values[self.parts[0]].mean())
-
-    def errors(self, predicted: np.ndarray) -> tuple[float, ...]:
-        """Root mean square errors on each part, predictions clipped to the range of the ratings."""
-        ratings = self.ratings
-        clipped = np.clip(predicted[ratings.users, ratings.items], ratings.values.min(), ratings.values.max())
-        return tuple(float(np.sqrt(np.mean((clipped[part] - ratings.values[part]) ** 2))) for part in self.parts)
+    spec: Spec
+    name: str
+    """One of the names above."""
+    penalty: float = 0.0
+    """Of ALS."""
+    centred: bool = True
+    """Whether the mean training rating is taken off first."""
+    rank: int = 0
+    """Of the truncated SVD."""
 
 
-def data(spec: Spec) -> Data:
+def data(spec: Spec, sweep: Sweep = in_process) -> Data:
     """Train the original and the compressed network, and the baselines, on the same ratings."""
+    _split(spec)  # refuses ratings that do not fit before any work
+    methods = [
+        *(Method(spec, name) for name in (ORIGINAL, COMPRESSED)),
+        *(Method(spec, TUNED, penalty, off) for penalty, off in product(spec.penalties, (False, True))),
+        *(Method(spec, UNPENALISED, 1e-3, off) for off in (False, True)),
+        *(Method(spec, SVD, rank=rank) for rank in spec.svd_ranks),
+        Method(spec, MEAN),
+    ]
+    curves: dict[str, Curve] = {}
+    parameters: dict[str, int] = {}
+    for method, result in zip(methods, sweep(predicted, methods), strict=True):
+        tried = [result["curve"], *([curves[method.name]] if method.name in curves else [])]
+        curves[method.name] = min(tried, key=lambda curve: curve[:, 2].min())  # smallest validation error
+        parameters[method.name] = int(result["parameters"])
+    return Data(spec, curves, parameters)
+
+
+def predicted(method: Method) -> Result:
+    """The curve of a method, and how many parameters it trains."""
+    spec, split = method.spec, _split(method.spec)
+    raw, known = split.ratings.matrix(split.parts[0])
+    values = raw - method.centred * split.mean * known
+    if method.name in (ORIGINAL, COMPRESSED):
+        return _network(method, split, values, known)
+    if method.name == SVD:
+        begun = process_time()
+        found = truncated_svd(values, method.rank)
+        rows = [(process_time() - begun, *split.errors(found + split.mean))]
+    elif method.name == MEAN:
+        rows = [(0.0, *split.errors(np.full(split.ratings.shape, split.mean)))]
+    else:
+        rng = np.random.default_rng([spec.seed, 2])
+        rows, spent = [], 0.0
+        sweeps = alternating_least_squares(values, known, spec.rank, method.penalty, rng)
+        for _ in range(spec.sweeps):
+            begun = process_time()
+            found = next(sweeps)
+            spent += process_time() - begun
+            rows.append((spent, *split.errors(found + method.centred * split.mean)))
+    return {"curve": np.array(rows), "parameters": np.array(0)}
+
+
+@cache  # read once in each process
+def _split(spec: Spec) -> Split:
     ratings = read_ratings(spec.ratings).densest(spec.users, spec.items)
     order = np.random.default_rng([spec.seed, 0]).permutation(len(ratings.values))
     tenth = len(order) // 10
@@ -124,77 +165,32 @@ def data(spec: Spec) -> Data:
             f"{len(order)} ratings of {ratings.shape[1]} films by {ratings.shape[0]} users are too few for rank = "
             f"{spec.rank}: take a smaller rank (below half of both), and at least ten ratings"
         )
-    split = Split(ratings, (order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]))
-    raw, known = ratings.matrix(split.parts[0])
-    centred = raw - split.mean * known
-    networks, parameters = _networks(spec, split, centred, known)
-    return Data(
-        spec,
-        {
-            **networks,
-            TUNED: _best(
-                _als(spec, split, raw, known, penalty, off) for penalty, off in product(spec.penalties, (0, 1))
-            ),
-            UNPENALISED: _best(_als(spec, split, raw, known, 1e-3, off) for off in (0, 1)),
-            SVD: _best(_svd(split, centred, rank) for rank in spec.svd_ranks),
-            MEAN: np.array([(0.0, *split.errors(np.full(ratings.shape, split.mean)))]),
-        },
-        parameters,
-    )
+    return Split(ratings, (order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]))
 
 
-def _networks(
-    spec: Spec, split: Split, centred: np.ndarray, known: np.ndarray
-) -> tuple[dict[str, Curve], dict[str, int]]:
-    loss, (users, items) = Completion(centred, known), centred.shape
+def _network(method: Method, split: Split, values: np.ndarray, known: np.ndarray) -> Result:
+    spec, loss, (users, items) = method.spec, Completion(values, known), values.shape
     dims = (items, *(min(users, items),) * (spec.depth - 1), users)
-    start = orthogonal(dims, (spec.scale,) * spec.depth, np.random.default_rng([spec.seed, 1]))
+    factors = orthogonal(dims, (spec.scale,) * spec.depth, np.random.default_rng([spec.seed, 1]))
+    lr = spec.relative_step * _stable_lr(values, known.mean(), spec.depth)
+    rates: dynamics.Rates = lr
     begun = process_time()
-    narrow = compress(to_torch(*start), torch.from_numpy(centred), spec.rank)
+    if method.name == COMPRESSED:
+        factors = to_numpy(*compress(to_torch(*factors), torch.from_numpy(values), spec.rank).factors)
+        rates = dynamics.discrepant(lr, spec.gamma, len(factors))
     compressing = process_time() - begun
-    factors = to_numpy(*narrow.factors)
-    lr = spec.relative_step * _stable_lr(centred, known.mean(), spec.depth)
 
     def errors(weights: dynamics.Weights) -> tuple[float, ...]:
         return split.errors(dynamics.product(weights) + split.mean)
 
-    step = dynamics.gradient_descent(loss, dynamics.discrepant(lr, spec.gamma, len(factors)))
-    compressed = run.observe(step, factors, spec.steps, spec.every, errors, COMPRESSED)
-    step = dynamics.gradient_descent(loss, lr)
-    original = run.observe(step, start, spec.steps, spec.every, errors, ORIGINAL)
-    curves = {
-        ORIGINAL: np.column_stack([original.seconds, original.values]),
-        COMPRESSED: np.column_stack([compressed.seconds + compressing, compressed.values]),
-    }
-    return curves, {ORIGINAL: sum(w.size for w in start), COMPRESSED: sum(f.size for f in factors)}
+    shown = run.observe(dynamics.gradient_descent(loss, rates), factors, spec.steps, spec.every, errors, method.name)
+    curve = np.column_stack([shown.seconds + compressing, shown.values])
+    return {"curve": curve, "parameters": np.array(sum(factor.size for factor in factors))}
 
 
 def _stable_lr(observed: np.ndarray, density: float, depth: int) -> float:
     sigma = np.linalg.norm(observed, 2) / density
     return float(2 / (depth * density * sigma ** (2 - 2 / depth)))
-
-
-def _als(spec: Spec, split: Split, raw: np.ndarray, known: np.ndarray, penalty: float, off: int) -> Curve:
-    mean, rng = off * split.mean, np.random.default_rng([spec.seed, 2])
-    sweeps = alternating_least_squares(raw - mean * known, known, spec.rank, penalty, rng)
-    rows, spent = [], 0.0
-    for _ in range(spec.sweeps):
-        begun = process_time()
-        predicted = next(sweeps)
-        spent += process_time() - begun
-        rows.append((spent, *split.errors(predicted + mean)))
-    return np.array(rows)
-
-
-def _svd(split: Split, centred: np.ndarray, rank: int) -> Curve:
-    begun = process_time()
-    predicted = truncated_svd(centred, rank)
-    return np.array([(process_time() - begun, *split.errors(predicted + split.mean))])
-
-
-def _best(curves: Iterable[Curve]) -> Curve:
-    """The curve that reaches the smallest validation error."""
-    return min(curves, key=lambda curve: curve[:, 2].min())
 
 
 def chosen(curve: Curve) -> tuple[float, float]:

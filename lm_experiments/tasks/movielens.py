@@ -43,6 +43,25 @@ class Ratings:
         return values, known
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Ratings, and which of them train, validate and test."""
+
+    ratings: Ratings
+    parts: tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"], Int[np.ndarray, " test"]]
+
+    @property
+    def mean(self) -> float:
+        """The mean training rating."""
+        return float(self.ratings.values[self.parts[0]].mean())
+
+    def errors(self, predicted: np.ndarray) -> tuple[float, ...]:
+        """Root mean square errors on each part, predictions clipped to the range of the ratings."""
+        ratings = self.ratings
+        clipped = np.clip(predicted[ratings.users, ratings.items], ratings.values.min(), ratings.values.max())
+        return tuple(float(np.sqrt(np.mean((clipped[part] - ratings.values[part]) ** 2))) for part in self.parts)
+
+
 def read_ratings(path: Path | None = None) -> Ratings:
     """Ratings from a file (u.data of ml-100k, or the same layout) or, without one, from the fetched wheel.
 
