@@ -104,17 +104,17 @@ class Network:
 
     @property
     def stable_lr(self) -> float:
-        """2 over the curvature p sum_l (rate_l / eta) sigma_1^(2 - 2/L) at the solution.
+        """2 over the curvature p L sigma_1^(2 - 2/L) at the solution, for A* A = p.
 
-        Orthonormal outer factors (`compressed`) count gamma sigma_1^2 each. A truncated Gaussian has sigma_1 below
-        2 sqrt(d).
+        Times alpha^(2/L) for `spectral`, whose outer factors end sqrt(alpha) times as large as the others; orthonormal
+        outer factors (`compressed`) add gamma sigma_1^2 each. A truncated Gaussian has sigma_1 below 2 sqrt(d).
         """
         sigma = self.spectrum[0] if self.spectrum else 2 * self.width**0.5
         power = sigma ** (2 - 2 / self.depth)
         if self.form == "compressed":
             return 2 / (self.share * (self.depth * power + 2 * self.outer * sigma**2))
-        ratio = self.outer if self.form == "spectral" else 1.0
-        return 2 / (self.share * (self.depth - 2 + 2 * ratio) * power)
+        larger = self.outer ** (2 / self.depth) if self.form == "spectral" and self.outer else 1.0
+        return 2 / (self.share * self.depth * larger * power)
 
 
 def target(network: Network) -> Matrix:

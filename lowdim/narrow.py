@@ -164,9 +164,9 @@ def _grown(weights: tuple[Tensor, ...], rows: Tensor, columns: Tensor) -> tuple[
     while (sizes := [space.shape[1] for space in spaces]) != before:
         before = sizes
         for layer, weight in enumerate(weights):
-            spaces[layer + 1] = _joined(spaces[layer + 1], weight @ spaces[layer], tolerance)
+            spaces[layer + 1] = joined(spaces[layer + 1], weight @ spaces[layer], tolerance)
         for layer, weight in reversed(list(enumerate(weights))):
-            spaces[layer] = _joined(spaces[layer], weight.mT @ spaces[layer + 1], tolerance)
+            spaces[layer] = joined(spaces[layer], weight.mT @ spaces[layer + 1], tolerance)
     return tuple(spaces)
 
 
@@ -183,7 +183,7 @@ def orthogonality_defect(weight: Tensor) -> float:
     return float(defects.max())
 
 
-def _joined(basis: Tensor, directions: Tensor, tolerance: float) -> Tensor:
+def joined(basis: Tensor, directions: Tensor, tolerance: float) -> Tensor:
     """The basis, extended by what of the directions lies outside its span, relative to their mean length."""
     outside = directions - basis @ (basis.mT @ directions)
     new, sizes, _ = torch.linalg.svd(outside, full_matrices=False)

@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from .narrow import Method, Narrow, check_start, leading_pairs
+from .narrow import Method, Narrow, check_start, joined, leading_pairs
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def refresh(
 
     with the cores of the wide layers S_l A_l S_{l-1}^T + W_l - S_l A_l(0) S_{l-1}^T in these subspaces: what the cores
     A_l have learned, and the start elsewhere. With `keep`, the `keep` leading singular directions of the product take
-    the place of S_0, so that the cores stay 2 (keep + rank) wide however often the network is refreshed.
+    the place of S_0, so that the cores stay at most 2 (keep + rank) wide however often the network is refreshed.
 
     narrow: made by `compress`, or by this, from the same weights; its left and right untrained.
     weights: the wide start W_1(0), ..., W_L(0), square.
@@ -59,7 +59,8 @@ def refresh(
         left, right = leading_pairs(inner, keep, "exact")
         kept, columns = narrow.right @ right, torch.hstack([narrow.left @ left, columns])
     back = reduce(lambda outputs, weight: weight.mT @ outputs, reversed(weights), columns)
-    first = torch.linalg.qr(torch.hstack([kept, rows, back / torch.linalg.vector_norm(back)])).Q
+    tolerance = torch.finfo(signal.dtype).eps ** 0.5  # of what the old subspaces hold already, rounding is left
+    first = joined(joined(kept, rows, tolerance), back / torch.linalg.vector_norm(back), tolerance)
     if first.shape[1] >= len(signal):
         raise ValueError(
             f"rank = {rank}, keep = {keep}: cores of {first.shape[1]} would fill the layers of {len(signal)}; take less"

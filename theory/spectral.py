@@ -9,6 +9,7 @@ others diag(b). The loss of mode i is 1/2 (a^2 b^(L-2) - sigma)^2. With its resi
 outer factors have the gradient R a b^(L-2), and each of the L - 2 inner ones R a^2 b^(L-3).
 """
 
+import math
 from collections.abc import Callable
 from math import atanh, log
 
@@ -73,6 +74,22 @@ def empty_mode(depth: int, scale: float, time: Float64[np.ndarray, " times"]) ->
     """
     power = 2 * depth - 2
     return (scale**-power + power * time) ** (-depth / power)
+
+
+def escape_factor(outer: float) -> float:
+    """Escape time of L = 3 factors whose outer two learn `outer` = alpha times as fast, over that of alpha = 1.
+
+    a^2 - alpha b^2 keeps eps^2 (1 - alpha), so that db/dt = sigma (alpha b^2 + eps^2 (1 - alpha)) blows up after
+    arccos(s) / (s sqrt(1 - s^2)) / (eta sigma eps), s = sqrt(alpha) < 1; arccosh(s) / (s sqrt(s^2 - 1)) for s > 1; 1
+    for s = 1. In completion sigma is p sigma.
+    """
+    if not 0 < outer < math.inf:
+        raise ValueError(f"outer = {outer}: take a finite rate > 0")
+    root = math.sqrt(outer)
+    if abs(root - 1) < 1e-9:
+        return 1.0
+    angle = math.acos(root) if root < 1 else math.acosh(root)
+    return angle / (root * math.sqrt(abs(1 - outer)))
 
 
 def floors(problem: Problem, rank: int) -> tuple[float, float]:
