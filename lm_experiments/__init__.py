@@ -1,1 +1,1 @@
-"""Real models and real data. So far: the MovieLens-100K ratings; language models follow."""
+"""Real models and real data. So far: the MovieLens-100K ratings and Fashion-MNIST; language models follow."""

@@ -33,20 +33,22 @@ CLAIMS = rows(THEORY, "claim")
 
 def numbers(text: str) -> list[str]:
     """Decimal and scientific numbers; whole ones count things and are left out."""
-    without_formulas = re.sub(r"\$[^$]*\$", "", text)
+    without_formulas = re.sub(r"\$[^$]*\$|\(paper[^)]*\)", "", text)  # nor are the papers' numbers ours
     return re.findall(r"(?<![\w.])\d+(?:\.\d+)?e-?\d+|(?<![\w.])\d+\.\d+", without_formulas)
 
 
 def measured(figure: str) -> list[float]:
-    record = json.loads((ROOT / "figures" / "records" / f"{figure}.json").read_text())
-    return [claim["measured"] for claim in record["claims"]]
+    """By the figure at its default size, and at the paper's where that is on record."""
+    folders = [ROOT / "figures" / "records", ROOT / "figures" / "records" / "full"]
+    records = [folder / f"{figure}.json" for folder in folders]
+    return [c["measured"] for path in records if path.exists() for c in json.loads(path.read_text())["claims"]]
 
 
 def is_rounded(number: str, value: float) -> bool:
     """Whether `number`, with the digits that it gives, is the value."""
     mantissa, _, exponent = number.partition("e")
     unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-    return abs(float(number) - value) <= 0.5001 * unit
+    return abs(float(number) - abs(value)) <= 0.5001 * unit  # minus signs are not read
 
 
 @pytest.mark.parametrize("row", CLAIMS, ids=lambda row: row[0])
@@ -60,15 +62,16 @@ def test_each_claim_has_its_function_test_figure_and_number(row):
     }
     if figure != "-":
         assert figure.strip("`") in names()
-        for number in numbers(ours):
-            assert any(is_rounded(number, value) for value in measured(figure.strip("`"))), number
+        bounds = (ROOT / path).read_text() if path != "tests/test_figures.py" else ""
+        for number in numbers(ours):  # measured by the figure, or a bound that a test of its own holds
+            assert any(is_rounded(number, value) for value in measured(figure.strip("`"))) or number in bounds, number
     else:  # the bound that the test holds
         assert all(number in (ROOT / path).read_text() for number in numbers(ours))
 
 
 def test_every_statement_of_theory_is_in_the_claims_table():
     stated = set()
-    for module in ("invariants", "derivations"):
+    for module in ("invariants", "subspaces", "approximate", "partly_seen", "spectral", "collapse", "derivations"):
         tree = ast.parse((ROOT / "theory" / f"{module}.py").read_text())
         stated |= {
             f"theory.{module}.{n.name}" for n in tree.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"
@@ -79,7 +82,7 @@ def test_every_statement_of_theory_is_in_the_claims_table():
 def test_papers_cited_in_code_are_in_the_claims_table_and_the_other_way_round():
     cited = {paper for path in SOURCES for paper in re.findall(r"arXiv (\d{4}\.\d{5})", path.read_text())}
     listed = {paper for row in CLAIMS for paper in re.findall(r"arXiv (\d{4}\.\d{5})", row[1])}
-    algorithms = {"0909.4061"}  # how lowdim finds subspaces; no claim of ours
+    algorithms = {"0909.4061", "1412.6980"}  # randomized subspaces, Adam: no claims of ours
     assert cited - algorithms == listed
 
 
@@ -109,6 +112,8 @@ def test_every_figure_is_in_the_table():
 )
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if target.startswith("https://"):
+            continue  # tests have no network
         file, _, anchor = target.partition("#")
         found = (path.parent / file).resolve() if file else path
         assert found.exists(), target
