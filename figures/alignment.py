@@ -155,6 +155,7 @@ def check(data: Data) -> list[Claim]:
         blocks, late = data.blocks(kind), data.settled(kind, "outputs")
         top, space = data.since_first(kind, "outputs"), data.since_first(kind, "subspace")
         low, high = (135, 405) if kind == KINDS[0] else (220, 670)
+        least = int(kind != KINDS[0] and data.spec.network.width >= 100)  # smaller problems may have no dip
         claims += [
             Claim(f"{kind}: blocks until the tolerance", blocks, at_least=low, at_most=high),
             Claim(f"{kind}: |<u_1, u_1*>| stays above .99 from block", late, at_least=low / 2, at_most=blocks),
@@ -167,7 +168,7 @@ def check(data: Data) -> list[Claim]:
                 at_least=0.7,
                 at_most=1.3,
             ),
-            Claim(f"{kind}: dips of |<u_1, u_1*>|", dips(top), at_least=0, at_most=0 if kind == KINDS[0] else 3),
+            Claim(f"{kind}: dips of |<u_1, u_1*>|", dips(top), at_least=least, at_most=0 if kind == KINDS[0] else 3),
         ]
     overshoot = [float(data.runs[kind]["sigma"][:, 0].max()) for kind in KINDS]
     return [

@@ -108,7 +108,7 @@ def data(spec: Spec) -> Data:
     narrow = compress(to_torch(*start), torch.from_numpy(target), problem.rank)
     compressing = process_time() - begun
     left, right, *cores = to_numpy(narrow.left, narrow.right, *narrow.cores)
-    step = gradient_descent(Factorization(left.T @ target @ right), problem.lr)
+    step = gradient_descent(Factorization(target).inside(left, right), problem.lr)
     run = observe(step, tuple(cores), spec.steps, spec.every, lambda w: tuple(product(w).ravel()), "compressed")
     into, out = right.T @ spaces[0], left.T @ spaces[-1]  # from the compressed network's bases to the simulator's
     other = out.T @ run.values.reshape(-1, *reduced.target[:-1, :-1].shape) @ into

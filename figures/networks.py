@@ -87,6 +87,11 @@ class Network:
                 f"outer = {self.outer}, scale = {self.scale}, lr = {self.lr}, density = {self.density}: take outer >= "
                 "0, scale > 0, a finite lr > 0 and a density in (0, 1]"
             )
+        if self.depth < 2 or self.hidden < 1 or (self.unscaled_ends and self.form != "spectral"):
+            raise ValueError(
+                f"depth = {self.depth}, hidden = {self.hidden}, {self.form}: take depth >= 2 and hidden >= 1, and "
+                "unscaled ends for the spectral form alone"
+            )
         if self.refreshes and (self.form != "compressed" or self.outer or any(t % self.every for t in self.refreshes)):
             raise ValueError(
                 f"refreshes = {self.refreshes}: only a compressed network with outer = 0 is refreshed, at multiples of "
@@ -142,6 +147,8 @@ def start(network: Network, loss: Loss) -> tuple[Weights, Callable[[Weights], We
     """The factors at t = 0, and what maps trained ones to refreshed ones."""
     if network.form == "spectral":
         return _spectral(network, loss), lambda factors: factors
+    if network.form == "original" and network.hidden > network.width:
+        raise ValueError(f"hidden = {network.hidden}, width = {network.width}: set hidden to {network.width}, too")
     hidden = network.hidden if network.form != "compressed" else network.width
     dims, scales = (network.width, *(hidden,) * (network.depth - 1), network.width), (network.scale,) * network.depth
     weights = orthogonal(dims, scales, np.random.default_rng([network.seed, 2]))

@@ -185,9 +185,9 @@ def _against_time(network: Network, result: Arrays, cost: float) -> np.ndarray:
 
 
 def _contraction(errors: Errors) -> np.ndarray:
-    """By what a refresh multiplies the error, after the first few."""
+    """By what a refresh multiplies the error, after the first few: mean over four, wherever that is largest."""
     later = errors[:, min(4, errors.shape[1] // 3) :]
-    return (later[:, -1] / later[:, 0]) ** (1 / (later.shape[1] - 1))
+    return ((later[:, 4:] / later[:, :-4]) ** 0.25).max(axis=1)
 
 
 def check(data: Data) -> list[Claim]:

@@ -1,4 +1,4 @@
-"""Sensing: the compressed network learns earlier than the original, to a lower floor, but its steps cost the same.
+"""Sensing: the compressed network learns earlier than the original, and ends at a lower floor.
 
 After Kwon et al. 2023 (arXiv 2311.05061), deep matrix sensing: spectral start from the surrogate (1/m) sum_i y_i A_i,
 r-hat = 2r, alpha = 1, L = 3, eps = 1e-2. --full is their d = 200, r = 5, m = 4000. They step by 20 on a *sum* over

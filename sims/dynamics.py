@@ -5,6 +5,7 @@ Adam is a `Moving`, weights with what the rule remembers. Steps use operators th
 `.mT`, so the same step runs on NumPy float64 (the default) and on torch, on any device.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import accumulate
@@ -58,8 +59,9 @@ def gradients(loss: Loss, weights: Weights) -> Weights:
 def gradient_descent(loss: Loss, lr: Rates, decay: float = 0.0) -> Step:
     """W_l <- (1 - eta_l lam) W_l - eta_l dl/dW_l, all layers at once.
 
-    lr: eta on the unnormalised loss, one for all layers or one for each, W_1 first. decay: lam.
+    lr: eta on the unnormalised loss, one for all layers or one for each, W_1 first. decay: lam >= 0.
     """
+    _check(decay)
 
     def step(weights: Weights) -> Weights:
         moved = []
@@ -74,6 +76,7 @@ def gradient_descent(loss: Loss, lr: Rates, decay: float = 0.0) -> Step:
 
 def momentum(loss: Loss, lr: Rates, beta: float, decay: float = 0.0) -> Callable[[Moving], Moving]:
     """M_l <- beta M_l - eta_l (dl/dW_l + lam W_l),  W_l <- W_l + M_l (heavy ball, Polyak 1964), all layers at once."""
+    _check(decay, beta)
 
     def step(state: Moving) -> Moving:
         weights, (velocities,), taken = state
@@ -92,6 +95,7 @@ def adam(
     m <- b_1 m + (1 - b_1) g,  v <- b_2 v + (1 - b_2) g^2,
     w <- (1 - eta lam) w - eta (m / (1 - b_1^t)) / (sqrt(v / (1 - b_2^t)) + eps).
     """
+    _check(decay, *betas)
 
     def step(state: Moving) -> Moving:
         weights, (first, second), taken = state
@@ -106,6 +110,11 @@ def adam(
         return Moving(moved, (first, second), taken)
 
     return step
+
+
+def _check(decay: float, *betas: float) -> None:
+    if not 0 <= decay < math.inf or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"decay = {decay}, betas = {betas}: take a finite decay >= 0, and 0 <= beta < 1")
 
 
 def _each(lr: Rates, weights: Weights) -> tuple[float, ...]:

@@ -38,8 +38,9 @@ def pulled(loss: Loss, left: Float[Any, "rows k"], right: Float[Any, "k cols"]) 
 
     A loss that can do so without ever holding E or G in whole brings a method `pulled(left, right)` of its own.
     """
-    if isinstance(loss, (Completion, SparseCompletion)):
-        return loss.pulled(left, right)
+    own = getattr(loss, "pulled", None)
+    if own is not None:
+        return own(left, right)
     gradient = loss.gradient(left @ right)
     return gradient @ right.mT, left.mT @ gradient
 

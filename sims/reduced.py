@@ -10,6 +10,7 @@ A step costs O(L r^3), whatever d is. Exact for gradient descent and momentum fr
 eps_l, step and decay; not for Adam, Gaussian starts or masks (theory/README.md).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from lowdim.narrow import invariant_spaces
+from lowdim.narrow import check_start, invariant_spaces
 from lowdim.subspace import leading_subspace
 from sims.run import Diverged
 from sims.start import to_numpy, to_torch
@@ -52,9 +53,10 @@ def reduce_start(start: Start, target: Float64[np.ndarray, "rows cols"], rank: i
     """The reduced problem of a (semi-)orthogonal start, and S_0, ..., S_L.
 
     start: W_l(0), W_1 first. target: Phi. rank: its rank, or more; a smaller one leaves out what lies beyond.
-    Raises ValueError for a rank that does not fit.
+    Raises ValueError for layers that are not (semi-)orthogonal, and for a rank that does not fit.
     """
     weights, (signal,) = to_torch(*start), to_torch(target)
+    check_start(weights, signal, rank)
     columns = leading_subspace(signal, rank)
     if float((signal - columns @ (columns.mT @ signal)).norm()) > 1e-10 * float(signal.norm()):
         raise ValueError(f"rank = {rank}: the target has a higher rank, so the run would not be exact; take its rank")
@@ -165,11 +167,13 @@ def simulate(
 ) -> Trajectory:
     """Gradient descent, or heavy-ball momentum, on the cores; kept at the start and after each `every`-th step.
 
-    lr: eta on the unnormalised loss, a number, or one for each problem of the batch. Raises ValueError unless `every`
-    divides `steps`, and Diverged, with the trajectory so far, at the first that is not finite.
+    lr: eta on the unnormalised loss, a number, or one for each problem of the batch. Warns of a step beyond the limit
+    2 (1 - beta) / (L sigma_1^(2 - 2/L)). Raises ValueError for values out of range or unless `every` divides `steps`,
+    and Diverged, with the trajectory so far, at the first that is not finite.
     """
     if every < 1 or steps < every or steps % every:
         raise ValueError(f"steps = {steps}, every = {every}: take steps >= every >= 1, and every a divisor of steps")
+    _check_step(reduced, lr, decay, momentum)
     cores = tuple(core.copy() for core in reduced.cores)
     rate = np.broadcast_to(np.asarray(lr, dtype=float)[..., None, None], (*reduced.batch, 1, 1)).copy()
     plan = _step(cores, reduced.target, rate if reduced.batch else float(rate.item()), decay, momentum)
@@ -184,6 +188,17 @@ def simulate(
                 raise Diverged(message, _trajectory(reduced, kept, every))
             kept.append(tuple(core.copy() for core in cores))
     return _trajectory(reduced, kept, every)
+
+
+def _check_step(reduced: Reduced, lr: Any, decay: float, momentum: float) -> None:
+    if not (np.isfinite(lr) & (np.asarray(lr) > 0)).all() or not 0 <= decay < np.inf or not 0 <= momentum < 1:
+        raise ValueError(
+            f"lr = {lr}, decay = {decay}, momentum = {momentum}: take a finite lr > 0, decay >= 0 and 0 <= momentum < 1"
+        )
+    depth, sigma = len(reduced.cores), np.linalg.norm(reduced.target, 2, axis=(-2, -1))
+    limit = float((2 * (1 - momentum) / (depth * sigma ** (2 - 2 / depth))).min())
+    if np.max(lr) >= limit:
+        warnings.warn(f"lr = {np.max(lr)} is not stable from {limit:.3g} on; take half of that", stacklevel=3)
 
 
 def _trajectory(reduced: Reduced, kept: list[tuple[Array, ...]], every: int) -> Trajectory:

@@ -67,7 +67,10 @@ def observe(
         with np.errstate(all="ignore"):  # a diverging run is reported below
             state = deque(rollout(step, state, every if block else 0), maxlen=1).pop()
             spent += time.process_time() - begun
-            measured = measure(state)
+            try:
+                measured = measure(state)
+            except np.linalg.LinAlgError:  # what LAPACK says of matrices that are not finite
+                measured = (math.nan,)
         if not all(map(math.isfinite, measured)):
             message = f"{label} diverged: measured {measured} at step {block}; take a smaller step size"
             raise Diverged(message, Run(np.array(counts), np.array(values), np.array(seconds), state))

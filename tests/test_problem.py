@@ -125,4 +125,6 @@ def test_a_diverging_run_stops_with_the_step_and_the_remedy():
     assert 1 <= len(run.steps) == len(run.values) == len(run.seconds) < 100
     assert np.isfinite(run.values).all()
     assert run.values[-1, 0] > 1
+    with pytest.raises(Diverged, match="wide diverged"):  # whatever is measured
+        observe(step, problem_start(problem), 100, 50, lambda w: tuple(np.linalg.svd(w[0])[1]), "wide")
     assert pickle.loads(pickle.dumps(stopped.value)).run.steps.tolist() == run.steps.tolist()  # from a worker, too

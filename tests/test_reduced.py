@@ -14,7 +14,7 @@ from sims.losses import Factorization
 from sims.measure import singular_values
 from sims.reduced import Reduced, Trajectory, haar_corner, reduce_start, sample, simulate, stack
 from sims.run import Diverged
-from sims.start import haar, orthogonal, problem_start, problem_target
+from sims.start import gaussian, haar, orthogonal, problem_start, problem_target, uniform
 from tests.strategies import problems
 from theory.invariants import idle_loss, rho
 from theory.problem import Problem
@@ -75,7 +75,7 @@ def test_a_sampled_problem_is_what_reducing_its_full_start_gives_up_to_rotation(
     corner = haar_corner(p.width, rank, np.random.default_rng([p.seed, 2]))
     gram = np.block([[np.eye(rank), corner], [corner.T, np.eye(rank)]])
     frames = haar(p.width, 2 * rank, rng) @ np.linalg.cholesky(gram).T  # [V, Q^T U]
-    *rest, _ = turns = [haar(p.width, p.width, rng) for _ in range(p.depth)]
+    turns = [haar(p.width, p.width, rng) for _ in range(p.depth)]
     left = frames[:, rank:]
     for turn in turns:
         left = turn @ left
@@ -84,7 +84,6 @@ def test_a_sampled_problem_is_what_reducing_its_full_start_gives_up_to_rotation(
     full, sampled = reduced_run(reduce_start(start, target, rank)[0], p), reduced_run(sample(p), p)
     np.testing.assert_allclose(sampled.losses(), full.losses(), rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(sampled.singular_values(), full.singular_values(), atol=1e-9)
-    assert rest is not None
 
 
 def test_corners_are_distributed_like_those_of_haar_matrices():
@@ -152,11 +151,21 @@ def test_a_one_percent_error_is_caught(change):
 
 
 def test_a_diverging_run_keeps_what_was_finite():
-    with pytest.raises(Diverged, match=r"diverged before step \d+; take a smaller step size") as stopped:
+    with (
+        pytest.warns(UserWarning, match=r"lr = .* is not stable from 0\.\d+ on; take half of that"),
+        pytest.raises(Diverged, match=r"diverged before step \d+; take a smaller step size") as stopped,
+    ):
         simulate(sample(LARGE), 50 * LARGE.stable_lr, 1000)
     run = stopped.value.run
     assert 1 <= len(run.steps) < 1000
     assert all(np.isfinite(core).all() for core in run.cores)
+
+
+@pytest.mark.parametrize("change", [{"lr": -0.01}, {"lr": np.nan}, {"decay": -1.0}, {"momentum": 1.0}])
+def test_rules_out_of_range_are_refused(change):
+    values = {"lr": 0.01, "decay": 0.0, "momentum": 0.0, **change}
+    with pytest.raises(ValueError, match=r"take a finite lr > 0, decay >= 0 and 0 <= momentum < 1"):
+        simulate(sample(LARGE), values.pop("lr"), 10, **values)
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10, 0), (10, 4), (0, 1)])
@@ -169,6 +178,10 @@ def test_what_cannot_be_reduced_or_rebuilt_is_refused():
     start, target = problem_start(LARGE), problem_target(LARGE)
     with pytest.raises(ValueError, match="rank = 1: the target has a higher rank"):
         reduce_start(start, target, 1)
+    for kind in (gaussian, uniform):
+        loose = kind((14,) * 4, (1.0, 0.9, 0.8), np.random.default_rng(0))
+        with pytest.raises(ValueError, match=r"layer 1 is not a multiple of a \(semi-\)orthogonal matrix"):
+            reduce_start(loose, target, 2)
     with pytest.raises(ValueError, match="only one run of square layers is rebuilt"):
         simulate(stack([sample(LARGE)] * 2), 0.01, 1).weights(0, start, start)
     narrow = orthogonal((4, 30, 30, 4), (0.1,) * 3, np.random.default_rng(0))

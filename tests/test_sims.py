@@ -173,6 +173,19 @@ def test_losses_seen_from_inside_have_the_gradients_of_the_cores(inner, seed):
         np.testing.assert_allclose(loss.inside(left, right).gradient(core), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda loss: gradient_descent(loss, 0.1, -1.0),
+        lambda loss: momentum(loss, 0.1, 1.0),
+        lambda loss: adam(loss, 0.1, (0.9, 1.0)),
+    ],
+)
+def test_rules_out_of_range_are_refused(rule):
+    with pytest.raises(ValueError, match=r"take a finite decay >= 0, and 0 <= beta < 1"):
+        rule(Factorization(np.eye(2)))
+
+
 def test_rollout_yields_the_start_and_then_each_step():
     doubled = [w[0].item() for w in rollout(lambda w: (2 * w[0],), (np.ones((1, 1)),), 3)]
     assert doubled == [1, 2, 4, 8]

@@ -66,6 +66,8 @@ def choose_rank(target: Matrix, horizon: int, *, eps: Scales, lr: float, depth: 
     if no r < d/2 will do, with the horizon and the eps that would.
     """
     _check_target(target)
+    if len(target) < 3:
+        raise ValueError(f"a target of {len(target)} x {len(target)}: nothing can be idle below width 3")
     if horizon < 1 or not 1 <= safety < math.inf:
         raise ValueError(f"horizon = {horizon}, safety = {safety}: take at least one step and a finite safety >= 1")
     sigma, largest = np.linalg.svd(target, compute_uv=False), (len(target) - 1) // 2

@@ -52,6 +52,8 @@ def top_curvature(target: Matrix, observed: Bool[np.ndarray, "rows cols"], depth
 
     Gradient descent is stable there below 2 over it. Where all is observed it is L sigma_1^(2 - 2/L).
     """
+    if target.shape[0] != target.shape[1]:
+        raise ValueError(f"a target of shape {target.shape}: give a square one")
     left, sigma, right = np.linalg.svd(target)
     sigma[sigma < 1e-12 * sigma[0]] = 0  # 0^0 = 1: the first and the last factor reach every direction on one side
     powers = [sigma ** (2 * layer / depth) for layer in range(depth)]

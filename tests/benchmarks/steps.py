@@ -68,7 +68,7 @@ def trainings(problem: Problem, only: tuple[str, ...] = ()) -> dict[str, Trainin
     rates = discrepant(lr, GAMMA, len(outer.factors))
     return {
         STEP: Training(gradient_descent(Factorization(target), lr), start),
-        NARROW_STEP: Training(gradient_descent(Factorization(left.T @ target @ right), lr), tuple(cores)),
+        NARROW_STEP: Training(gradient_descent(Factorization(target).inside(left, right), lr), tuple(cores)),
         COMPLETION: Training(gradient_descent(completion, lr), start),
         NARROW_COMPLETION: Training(gradient_descent(completion, rates), to_numpy(*outer.factors)),
     }
