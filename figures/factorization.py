@@ -54,6 +54,10 @@ class Spec:
     def __post_init__(self) -> None:
         if self.problem.decay or self.problem.momentum:
             raise ValueError("decay or momentum: this figure is of plain gradient descent; take 0 for both")
+        if self.every < 1 or self.steps < self.every or self.steps % self.every:
+            raise ValueError(
+                f"steps = {self.steps}, every = {self.every}: take steps >= every >= 1, and every a divisor of steps"
+            )
         last = self.steps - self.plain_steps
         if not self.stretches or any(t % self.every or not 0 <= t <= last for t in self.stretches):
             raise ValueError(

@@ -91,7 +91,11 @@ def data(spec: Spec) -> Data:
 
 def _simulate(problem: Problem, steps: int) -> list[Weights]:
     step = gradient_descent(Factorization(problem_target(problem)), problem.lr, problem.decay)
-    return list(rollout(step, problem_start(problem), steps))
+    run = list(rollout(step, problem_start(problem), steps))
+    for time, weights in enumerate(run):
+        if not all(np.isfinite(weight).all() for weight in weights):
+            raise FloatingPointError(f"diverged at step {time}; take a smaller step size")
+    return run
 
 
 def _first_cores(problem: Problem, steps: int) -> list[np.ndarray]:

@@ -166,7 +166,12 @@ class Dask:
             from distributed import Client, LocalCluster
 
             if self.where == "dask":
-                local = {"n_workers": cores(), "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+                local = {
+                    "n_workers": cores(),
+                    "threads_per_worker": 1,
+                    "host": "127.0.0.1",
+                    "dashboard_address": "127.0.0.1:0",
+                }
                 with _interrupts_blocked():
                     self.cluster = LocalCluster(**local)  # type: ignore[no-untyped-call]
             self.client = Client(self.cluster or self.where, timeout=CONNECT)  # type: ignore[no-untyped-call]

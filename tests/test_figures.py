@@ -160,16 +160,18 @@ def test_command_line_names_the_nearest_figure(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["completion", "--density", "0"], "density = 0.0: the share of observed entries must lie in"),
-        (["completion", "--densty", "0"], "--density FLOAT"),
+        (["completion", "--network.density", "0"], "a finite lr > 0 and a density in (0, 1]"),
+        (["completion", "--network.densty", "0"], "--network.density FLOAT"),
         (["completion", "--gammas", "-1"], "give one or more ratios >= 0"),
-        (["completion", "--problem.lr", ".0071"], "lr = 0.0071 with gamma = 0.1 is unstable; take lr < "),
+        (["completion", "--network.form", "spectral"], "take the original network of a completion problem"),
+        (["factorization", "--every", "0"], "steps = 1200, every = 0: take steps >= every >= 1"),
+        (["factorization", "--steps=-1"], "steps = -1, every = 12: take steps >= every >= 1"),
         (["factorization", "--problem.width", "10"], "take rank <= 4 or width > 10"),
         (["movielens", "--relative-step", "1"], "from 1 on training may diverge"),
         (["movielens", "--rank", "0"], "1 <= rank < half of the users and of the items"),
         (["movielens", "--depth", "1"], "take depth >= 2"),
         (["invariant_subspace", "--steps", "1"], "take steps >= 8"),
-        (["completion", "--problem.decay", "0.1"], "outer factors would decay"),
+        (["factorization", "--problem.decay", "0.1"], "this figure is of plain gradient descent; take 0"),
         (["movielens", "--rank", "ten"], "invalid"),
     ],
 )
@@ -185,9 +187,10 @@ def test_bad_fields_are_refused_before_any_work(arguments, message, capfd):
     ("arguments", "message"),
     [
         (["movielens", "--ratings", "nowhere/u.data"], "nowhere/u.data: give a path to u.data"),
-        (["factorization", "--quick", "--every", "0"], "steps = 1200, every = 0: take steps >= every >= 1"),
-        (["factorization", "--quick", "--steps=-1"], "steps = -1, every = 12: take steps >= every >= 1"),
-        (["factorization", "--quick", "--steps", "24"], "claims are refuted, or the run was too short for them"),
+        (
+            ["factorization", "--quick", "--steps", "24", "--plain-steps", "24"],
+            "claims are refuted, or the run was too short for them",
+        ),
     ],
 )
 def test_a_figure_that_cannot_be_made_says_why_and_is_not_saved(arguments, message, capfd, tmp_path, monkeypatch):

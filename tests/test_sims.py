@@ -317,7 +317,10 @@ def test_largest_angle_of_planes_turned_by_known_angles(size, angle, share, seed
     frame = haar(2 * size, 2 * size, rng)
     angles = angle * np.concatenate([[1.0], np.full(size - 1, share)])
     turned = np.cos(angles) * frame[:, :size] + np.sin(angles) * frame[:, size:]
-    assert measure.largest_angle(frame[:, :size], turned @ haar(size, size, rng)) == pytest.approx(angle, abs=1e-12)
+    assert measure.largest_angle(frame[:, :size], turned @ haar(size, size, rng)) == pytest.approx(
+        angle, abs=1e-7
+    )  # scipy takes
+    # some angles near a right one from their sines
 
 
 def test_effective_rank_and_idle_scale_on_known_spectra():
