@@ -8,8 +8,12 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # before numpy and torch are imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import re
+
+import pytest
 import torch
 from hypothesis import Phase, settings
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, print_blob=True)
@@ -18,3 +22,17 @@ settings.register_profile(
 )
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+class ByFigure(LoadScopeScheduling):
+    """All tests of one figure on one worker, where its data are computed once; those of sweeps, which start others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        figure = re.search(r"test_figures\.py::.*\[(?:default-|full-)?([a-z_]+)\]$", nodeid)
+        return "sweep" if "test_sweep.py" in nodeid else figure[1] if figure else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """What --dist loadgroup is for; but pytest-xdist 3.8 loses its groups on pytest 9.2, whose node ids are fixed."""
+    return ByFigure(config, log) if config.getvalue("dist") == "loadgroup" else None

@@ -25,7 +25,6 @@ from sims.fingerprint import described, sources
 from sims.sweep import in_process, workers
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("sweep")
 
 
 @dataclass(frozen=True)
