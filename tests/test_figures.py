@@ -19,11 +19,8 @@ from figures.claims import Claim, Refuted, hold
 ROOT = Path(__file__).parents[1]
 NOT_RUN = (
     "approximate_rank",
-    "completion",
-    "depth_effect",
     "incremental_learning",
     "movielens",
-    "outer_rate",
     "random_narrow",
     "refresh",
 )  # figures whose --full has not been run to its end; the README says so
