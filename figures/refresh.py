@@ -185,9 +185,13 @@ def _against_time(network: Network, result: Arrays, cost: float) -> np.ndarray:
 
 
 def _contraction(errors: Errors) -> np.ndarray:
-    """By what a refresh multiplies the error, after the first few: mean over four, wherever that is largest."""
+    """By what a refresh multiplies the error, after the first few and above 1e-4, beyond which the idle part is near.
+
+    The mean over four refreshes, where it is largest.
+    """
     later = errors[:, min(4, errors.shape[1] // 3) :]
-    return ((later[:, 4:] / later[:, :-4]) ** 0.25).max(axis=1)
+    rates = (later[:, 4:] / later[:, :-4]) ** 0.25
+    return np.max(rates, axis=1, where=later[:, :-4] > 1e-4, initial=0)
 
 
 def check(data: Data) -> list[Claim]:
