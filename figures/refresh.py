@@ -191,7 +191,7 @@ def _contraction(errors: Errors) -> np.ndarray:
     """
     later = errors[:, min(4, errors.shape[1] // 3) :]
     rates = (later[:, 4:] / later[:, :-4]) ** 0.25
-    return np.max(rates, axis=1, where=later[:, :-4] > 1e-4, initial=0)
+    return np.max(rates, axis=1, where=later[:, :-4] > 1e-4, initial=1e-9)
 
 
 def check(data: Data) -> list[Claim]:

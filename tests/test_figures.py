@@ -22,7 +22,6 @@ NOT_RUN = (
     "incremental_learning",
     "movielens",
     "random_narrow",
-    "refresh",
 )  # figures whose --full has not been run to its end; the README says so
 each_figure = pytest.mark.parametrize("name", names())
 
