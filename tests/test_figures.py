@@ -19,7 +19,6 @@ from figures.claims import Claim, Refuted, hold
 ROOT = Path(__file__).parents[1]
 NOT_RUN = (
     "approximate_rank",
-    "incremental_learning",
     "movielens",
     "random_narrow",
 )  # figures whose --full has not been run to its end; the README says so
