@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from figures.networks import Arrays, Network, loss_of, start, target
-from sims.dynamics import Weights, gradient_descent, product
+from figures.networks import Arrays, Network, descend, loss_of, start, target
+from sims.dynamics import Weights, product
 from sims.measure import largest_angle
-from sims.run import observe
 from sims.sweep import Sweep, in_process
 
 Series = Float64[np.ndarray, " times"]
@@ -103,10 +102,8 @@ def watch(network: Network) -> Arrays:
         first = abs(u[:, 0] @ left[:, 0]), abs(v[0] @ right[0])
         return (loss.value(end), *first, float(np.cos(max(angles))), *(sigma / values)[:rank])
 
-    step, label = gradient_descent(loss, network.lr), f"{network.kind}, seed {network.seed}"
     weights, _ = start(network, loss)
-    below = lambda measured: measured[0] < network.tolerance  # noqa: E731
-    run = observe(step, weights, network.steps, network.every, measure, label, below)
+    run = descend(network, loss, weights, measure, network.steps)
     _, outputs, inputs, subspace = run.values[:, :4].T
     return {
         "steps": run.steps,

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from figures.networks import LOSS, SQUARE, Arrays, Network, loss_of, start, target, train
+from figures.networks import SQUARE, Arrays, Network, descend, loss_of, start, target, train
 from figures.refresh import seen
-from sims.dynamics import Weights, gradient_descent, product
-from sims.run import observe
+from sims.dynamics import Weights, product
 from sims.sweep import Sweep, in_process
 from theory.partly_seen import missed
 
@@ -94,11 +93,7 @@ def watched(network: Network) -> Arrays:
         parts = (float(np.linalg.norm(part)) for part in (inside, moved - inside))
         return (loss.value(end), float(((end - goal) ** 2).sum()), *parts)
 
-    def done(values: tuple[float, ...]) -> bool:
-        return values[LOSS] < network.tolerance
-
-    step = gradient_descent(loss, network.lr)
-    run = observe(step, weights, network.steps, network.every, measure, ORIGINAL, done)
+    run = descend(network, loss, weights, measure, network.steps)
     return {"steps": run.steps, "values": run.values[:, :2], "seconds": run.seconds, "movement": run.values[:, 2:]}
 
 

@@ -122,6 +122,17 @@ class Network:
         return 2 / (self.share * self.depth * larger * power)
 
 
+def check_draws(network: Network, seeds: tuple[int, ...]) -> None:
+    """Raise ValueError unless there are draws, of a completion problem on which a network can be 2 rank wide."""
+    if not seeds:
+        raise ValueError(f"seeds = {seeds}: give one or more")
+    if 2 * network.rank > network.width or network.kind != "completion":
+        raise ValueError(
+            f"kind = {network.kind}, rank = {network.rank}, width = {network.width}: take completion, and a rank of at "
+            "most half the width, since the compressed network is 2 rank wide"
+        )
+
+
 def target(network: Network) -> Matrix:
     """Phi."""
     rng = np.random.default_rng([network.seed, 0])
@@ -182,18 +193,30 @@ def train(network: Network) -> Arrays:
     loss, known = loss_of(network, goal)
     measure = _measure(network, goal, loss, known)
     factors, renewed = start(network, loss)
-    rates: Rates = network.lr
-    if network.form in ("spectral", "compressed"):
-        rates = discrepant(network.lr, network.outer, len(factors))
-    step = gradient_descent(loss, rates)
     runs: list[Run] = []
     for begin, end in pairwise((0, *network.refreshes, network.steps)):
         if runs:
             factors = renewed(runs[-1].state)
-        label = f"{network.form}, seed {network.seed}"
-        done = lambda values: values[LOSS] < network.tolerance  # noqa: E731
-        runs.append(observe(step, factors, end - begin, network.every, measure, label, done))
+        runs.append(descend(network, loss, factors, measure, end - begin))
     return _joined(runs, network.triplets)
+
+
+def descend(
+    network: Network, loss: Loss, factors: Weights, measure: Callable[[Weights], tuple[float, ...]], steps: int
+) -> Run:
+    """Gradient descent at the network's rates, at most so many steps, until the loss is below its tolerance.
+
+    measure: what is kept, the loss first.
+    """
+    rates: Rates = network.lr
+    if network.form in ("spectral", "compressed"):
+        rates = discrepant(network.lr, network.outer, len(factors))
+    step, label = gradient_descent(loss, rates), f"{network.form}, {network.kind}, seed {network.seed}"
+
+    def done(values: tuple[float, ...]) -> bool:
+        return values[LOSS] < network.tolerance
+
+    return observe(step, factors, steps, network.every, measure, label, done)
 
 
 def _joined(runs: list[Run], count: int) -> Arrays:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from figures.networks import HIDDEN, Arrays, Network, train
+from figures.networks import HIDDEN, Arrays, Network, check_draws, train
 from sims.sweep import Sweep, in_process
 
 PAPER = (158, 46)
@@ -37,13 +37,7 @@ class Spec:
     """Draws of target, observed entries and start."""
 
     def __post_init__(self) -> None:
-        if not self.seeds:
-            raise ValueError(f"seeds = {self.seeds}: give one or more")
-        if 2 * self.network.rank > self.network.width or self.network.kind != "completion":
-            raise ValueError(
-                f"kind = {self.network.kind}, rank = {self.network.rank}, width = {self.network.width}: take "
-                "completion, and a rank of at most half the width, since the compressed network is 2 rank wide"
-            )
+        check_draws(self.network, self.seeds)
 
     def quick(self) -> "Spec":
         """Half the width. Equal eta p sigma, that is the same number of blocks: sigma grows as sqrt(d)."""

@@ -143,3 +143,10 @@ def test_symbols_of_the_table_are_in_the_code():
     for row in rows(THEORY, "symbol"):
         for name in re.findall(r"`([a-z_]+)", row[1]):
             assert re.search(rf"\b{name}\b", code), name
+
+
+def test_simulator_snippet_prints_what_the_readme_says(capsys):
+    """The first snippet is run from the wheel, in test_packaging.py; this one needs the clone."""
+    _, (program, printed) = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S)
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out == printed
