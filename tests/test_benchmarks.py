@@ -9,7 +9,7 @@ import pytest
 from sims.dynamics import gradient_descent, rollout
 from sims.losses import Factorization, Sensing
 from sims.start import problem_start, problem_target, sensing_operators, to_torch
-from tests.benchmarks import jax_step, seen, steps
+from tests.benchmarks import jax_step, kernel, seen, steps
 from tests.benchmarks.__main__ import PEERS, SHRUNK, main
 from tests.benchmarks.timing import Repeated, machine, medians, peak_bytes
 
@@ -132,6 +132,18 @@ def test_the_completion_steps_are_one_step() -> None:
         np.testing.assert_allclose(found, peer, atol=1e-15)
 
 
+def test_the_three_ways_to_a_tangent_kernel_agree() -> None:
+    pytest.importorskip("transformers")
+    network, (left, right) = kernel.TINY.network(), kernel.TINY.batches()
+    found = kernel.ours(network, left, right)
+    assert found.shape == (3, 6)
+    for peer in (kernel.naive, kernel.pairs):
+        np.testing.assert_allclose(peer(network, left, right), found, rtol=0, atol=1e-4 * float(found.abs().max()))
+    assert kernel.error(kernel.TINY)[kernel.OURS] < 1e-6
+    product = kernel.calls(kernel.TINY)[kernel.VECTOR]()
+    np.testing.assert_allclose(product[:, 0], found.sum(1), rtol=1e-5)
+
+
 def test_sensing_holds_its_operators_once_and_little_else() -> None:
     """4000 operators of 200 x 200 are 1.19 GiB; at a tenth of it, a step adds less than 3 %."""
     line = seen.sensing_peak(200, 400)
@@ -149,10 +161,12 @@ def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixtur
     ]
     assert [(row[0], row[4]) for row in others[:8]] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
     assert {row[1] for row in others[8:] if row[0] == "reduced step"} == {"20", "40", "100", "1000", "10000", "100000"}
+    if kernel.available():
+        assert others.pop()[:4] == ["1", "8", "3", "223"]  # layers, tokens, n, thousands of parameters
     assert [row[:2] for row in others[-10:-8]] == [["20", "1%"], ["20", "2%"]]
     for unit in ("[ms]", "[kB]", "[us]", "[GiB]", "[CPU s]"):
         assert unit in printed
-    assert printed.count("reached") == 10 + 2 * jax_step.available() + jax_step.available()
+    assert printed.count("reached") == 10 + 3 * jax_step.available() + 4 * kernel.available()
 
 
 def test_the_machine_is_named() -> None:

@@ -71,7 +71,8 @@ def test_each_claim_has_its_function_test_figure_and_number(row):
 
 def test_every_statement_of_theory_is_in_the_claims_table():
     stated = set()
-    for module in ("invariants", "subspaces", "approximate", "partly_seen", "spectral", "collapse", "derivations"):
+    silent = {"__init__", "problem", "two_sides"}  # nothing is claimed there
+    for module in {path.stem for path in (ROOT / "theory").glob("*.py")} - silent:
         tree = ast.parse((ROOT / "theory" / f"{module}.py").read_text())
         stated |= {
             f"theory.{module}.{n.name}" for n in tree.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"

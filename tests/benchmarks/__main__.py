@@ -1,4 +1,4 @@
-"""Speed and memory of training steps against named peers: python -m tests.benchmarks.
+"""Speed and memory of training steps and tangent kernels against named peers: python -m tests.benchmarks.
 
 Every time is CPU time on one thread, the median of rounds in which all competitors take turns.
 """
@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import seen, simulator, steps
+from tests.benchmarks import kernel, seen, simulator, steps
 from tests.benchmarks.tables import digits, table
 from tests.benchmarks.timing import machine, medians, one_thread, peak_bytes
 
@@ -49,6 +49,10 @@ def main(sizes: tuple[int, ...] = (100, 1000), rounds: int = 7) -> None:
         partly, others = seen.report(rounds, sizes[0], 10, sizes) if small else seen.report(rounds)
         console.print(*simulated, *partly)
         lines += [*others, seen.sensing_peak(sizes[0], 10) if small else seen.sensing_peak()]
+        if kernel.available():
+            tangents, kernels = kernel.report(rounds, (kernel.TINY,)) if small else kernel.report(rounds)
+            console.print(*tangents)
+            lines += kernels
     for line in [*targets(times), *lines]:
         console.print(line)
 
