@@ -18,6 +18,7 @@ def falsified(data) -> list:
         replace(data, compressed=data.compressed * np.linspace(1.5, 1.0, count)),
         replace(data, halves=data.halves * [[[0.5]], [[1.0]]]),
         replace(data, larger=data.larger * [[[3.0]], [[1.0]]]),
+        replace(data, larger=np.stack([data.random, data.compressed])),
         replace(data, error=1e-3),
         replace(data, error=np.nan),
     ]
