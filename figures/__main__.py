@@ -36,7 +36,7 @@ saved.
   --record         keep the numbers in figures/records (with --full in figures/records/full), too, where the READMEs
                    take them from
   --workers WHERE  where the cells of a figure's grid run: a number of processes (by default one for each core, at most
-                   8), dask for a Dask cluster on this machine, tcp://HOST:PORT for the Dask scheduler there, slurm for
+                   8; one with --quick), dask for a Dask cluster on this machine, tcp://HOST:PORT for the Dask scheduler there, slurm for
                    SLURM jobs, jobs for the same jobs without SLURM. Finished cells are kept in figures/out/cells: after
                    Ctrl-C the same call goes on from there
   --fresh          compute all cells anew
@@ -91,8 +91,11 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         sizes.add_argument(size, dest="size", action="store_const", const=size[2:], default="")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--workers", metavar="WHERE", default=str(min(cores(), MOST_PROCESSES)))
-    return parser.parse_known_args(arguments)
+    parser.add_argument("--workers", metavar="WHERE")
+    options, rest = parser.parse_known_args(arguments)
+    most = 1 if options.size == "quick" else MOST_PROCESSES  # starting processes takes longer than a quick cell
+    options.workers = options.workers or str(min(cores(), most))
+    return options, rest
 
 
 def _warned(message: Warning | str, *_: Any) -> None:

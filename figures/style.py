@@ -52,4 +52,5 @@ def rendered(figure: Figure, kind: str, about: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Description": about} if kind == "png" else {"Subject": about, "CreationDate": None}
     figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.set_layout_engine("none")  # it is laid out now, for the next kind, too
     return buffer.getvalue()
