@@ -36,9 +36,9 @@ saved.
   --record         keep the numbers in figures/records (with --full in figures/records/full), too, where the READMEs
                    take them from
   --workers WHERE  where the cells of a figure's grid run: a number of processes (by default one for each core, at most
-                   8; one with --quick), dask for a Dask cluster on this machine, tcp://HOST:PORT for the Dask scheduler there, slurm for
-                   SLURM jobs, jobs for the same jobs without SLURM. Finished cells are kept in figures/out/cells: after
-                   Ctrl-C the same call goes on from there
+                   8; one with --quick), dask for a Dask cluster on this machine, tcp://HOST:PORT for the Dask scheduler
+                   there, slurm for SLURM jobs, jobs for the same jobs without SLURM. Finished cells are kept in
+                   figures/out/cells: after Ctrl-C the same call goes on from there
   --fresh          compute all cells anew
   --field value    change a field of one figure's Spec, into figures/out/custom; ./run figures NAME --help lists them
 

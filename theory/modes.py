@@ -5,8 +5,9 @@ s a singular value of S, a the same mode of P; t = eta times steps; D_j = W_{j+1
 Whitened data X with labels Y are the target S = Y X^T. Descent with a step eta differs from the flow by O(eta)
 (`logistic_lag` has the coefficient); `spectral.modes` has the modes of descent itself, step by step.
 
-The flow keeps every D_j, for any loss of the product (Arora et al. 2018, arXiv 1802.06509; Du et al. 2018, arXiv
-1806.00900); one step of descent moves it by exactly eta^2 (g_{j+1}^T g_{j+1} - g_j g_j^T), `invariants.balance_drift`.
+The flow keeps every D_j, for any loss of the product (Arora et al. 2018, arXiv 1802.06509; Du et al. 2018,
+arXiv 1806.00900); one step of descent moves it by exactly eta^2 (g_{j+1}^T g_{j+1} - g_j g_j^T): see
+`invariants.balance_drift`.
 Everything here follows from that: D = 0 is called balanced, D = lambda I lambda-balanced.
 """
 
