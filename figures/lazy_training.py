@@ -3,12 +3,13 @@
 After Chizat, Oyallon & Bach 2019 (arXiv 1812.07956): F = alpha (f(theta) - f(theta_0)), loss |F - y|^2 / (2 alpha^2);
 networks, task and sizes are ours. Lines are the linearised model in closed form, from the empirical kernel at the
 start. As alpha grows, distances in the order of NAMES fall as alpha to the -1, -1, -2 and -1 if phi is smooth, as they
-assume. ReLU is not, and at a fixed width obeys, ours, -1, -1/2, -3/2 and -1/2: moving by 1/alpha takes a share 1/alpha
-of the pairs (unit, example) over the kink, where gradients jump by O(1) with random signs, which add up in squares. A
-drift with a mean, ~ 1/alpha, comes on top, larger at small alpha. At the other end f must become y / alpha. ReLU
-without biases makes f of degree L + 1 in theta, so that, once the start is forgotten, Theta ~ alpha^(-2L/(L+1)), and
-eta has to fall as alpha^(2L/(L+1)). The task is y ~ |x_1| - E |x_1|, Gaussian x: one direction of n_0, but n_0^2 / 2
-quadratic features to a kernel that knows none. Errors are mean squares over those of y; tanh has its least near 1/2.
+assume. ReLU is not, and an argument of ours, no theorem, has rms over draws at a fixed width fall by -1, -1/2, -3/2,
+-1/2: moving by 1/alpha takes a share 1/alpha of the pairs (unit, example) over the kink, where gradients jump by O(1)
+with random signs, which add up in squares. A drift with a mean, ~ 1/alpha, comes on top: -0.7 is what is seen. At the
+other end f must become y / alpha. ReLU without biases makes f of degree L + 1 in theta, so that, once the start is
+forgotten, Theta ~ alpha^(-2L/(L+1)), and eta has to fall as alpha^(2L/(L+1)). The task is y ~ |x_1| - E |x_1|, Gaussian
+x: one direction of n_0, but n_0^2 / 2 quadratic features to a kernel that knows none. Errors are mean squares over
+those of y; tanh has its least near 1/2.
 """
 
 from dataclasses import dataclass, replace

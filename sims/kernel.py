@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.func import jvp, vjp
 from torch.nn import Module
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sims.tangent import CHUNK, Batch, Forward, Gradients, Tangent, additive_mask, examples, length, logits, slices
 
@@ -47,6 +48,8 @@ def empirical_ntk(
     blocks, and right's gradients are taken again for each. The gradients held at once take at most block_bytes; those
     of one example are C P numbers. Shows a progress bar on a terminal. Raises ValueError if not even two examples fit.
     """
+    if formula not in _SIGNED:
+        raise ValueError(f"formula = {formula!r}: take one of {', '.join(_SIGNED)}")
     tangent = Tangent(network, forward)
     symmetric, others = right is None, left if right is None else right
     n, m, outputs = length(left), length(others), tangent.count(left)
@@ -57,15 +60,31 @@ def empirical_ntk(
     rows: Gradients = {}
     for mine, theirs in _tracked(list(_plan(n, m, size, chunk, symmetric)), label):
         if theirs is None:
+            rows.clear()  # before the next block is held
             rows = tangent.held(examples(left, mine), chunk)
             if symmetric:
                 found[mine, :, mine] = _products(rows, rows, formula)
-            continue
-        columns = tangent.gradients(examples(others, theirs))
-        found[mine, :, theirs] = _products(rows, columns, formula)
-        if symmetric:
-            found[theirs, :, mine] = _products(columns, rows, formula)
-    return found
+        else:
+            _fill(found, rows, mine, tangent.gradients(examples(others, theirs)), theirs, formula, symmetric)
+    # products of float32 gradients depend on their order by rounding
+    return (found + found.permute(2, 3, 0, 1)) / 2 if symmetric and formula != "asymmetric" else found
+
+
+def _fill(
+    found: Tensor,
+    rows: Gradients,
+    mine: slice,
+    columns: Gradients,
+    theirs: slice,
+    formula: Formula,
+    symmetric: bool,
+) -> None:
+    """The products of two sets of gradients, and their mirror image."""
+    found[mine, :, theirs] = _products(rows, columns, formula)
+    if symmetric and formula == "asymmetric":
+        found[theirs, :, mine] = _products(columns, rows, formula)
+    elif symmetric:
+        found[theirs, :, mine] = found[mine, :, theirs].permute(2, 3, 0, 1)
 
 
 def ntk_product(
@@ -81,18 +100,27 @@ def ntk_product(
     """sum_je K[i, c, j, e] v_je without K: u = sum_je v_je g_je backwards, then <g_ic, u> forwards.
 
     One backward pass over right and one forward-mode pass over left; holds P numbers and what `chunk` examples need.
-    Worth it for fewer vectors than examples, as in conjugate gradients.
+    Worth it for fewer vectors than examples, as in conjugate gradients. In the parameters' precision, the sums in
+    float32 or better; returned in float64. Raises ValueError for vectors of another shape.
     """
     tangent = Tangent(network, forward)
-    parameters = tangent.parameters
-    direction = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for taken in _tracked(slices(length(right), chunk), f"{label}, backwards"):
-        outputs, pull = vjp(tangent.at(examples(right, taken)), parameters)[:2]
-        (pulled,) = pull(vectors[taken].to(outputs))
-        direction = {name: direction[name] + pulled[name] for name in direction}
-    batches = [examples(left, taken) for taken in slices(length(left), chunk)]
-    tracked = _tracked(batches, f"{label}, forwards")
-    return torch.cat([jvp(tangent.at(batch), (parameters,), (direction,))[1] for batch in tracked])
+    parameters, expected = tangent.parameters, (length(right), tangent.count(right))
+    if tuple(vectors.shape) != expected:
+        raise ValueError(f"vectors of shape {tuple(vectors.shape)}: give (m, C) = {expected}, one number for an output")
+    direction = {name: torch.zeros_like(p, dtype=_wide(p.dtype)) for name, p in parameters.items()}
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+        for taken in _tracked(slices(length(right), chunk), f"{label}, backwards"):
+            outputs, pull = vjp(tangent.at(examples(right, taken)), parameters)[:2]
+            (pulled,) = pull(vectors[taken].to(outputs))
+            direction = {name: direction[name] + pulled[name] for name in direction}
+        along = {name: found.to(parameters[name]) for name, found in direction.items()}
+        batches = [examples(left, taken) for taken in slices(length(left), chunk)]
+        tracked = _tracked(batches, f"{label}, forwards")
+        return torch.cat([jvp(tangent.at(batch), (parameters,), (along,))[1] for batch in tracked]).double()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def projected_gradients(
@@ -155,7 +183,7 @@ def _columns(rows: Gradients) -> Iterator[Float[Tensor, "rows columns"]]:
     for gradient in rows.values():
         flat = gradient.reshape(gradient.shape[0] * gradient.shape[1], -1)
         for block in torch.split(flat, COLUMNS, dim=1):
-            yield block.float() if block.element_size() < 4 else block
+            yield block.to(_wide(block.dtype))
 
 
 def _plan(n: int, m: int, size: int, chunk: int, symmetric: bool) -> Iterator[tuple[slice, slice | None]]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Batch = Tensor | Mapping[str, Tensor]
 Forward = Callable[[Module, Any], Tensor]
@@ -51,7 +52,13 @@ class Tangent:
 
     def __post_init__(self) -> None:
         if any(module.training for module in self.network.modules()):
-            raise ValueError("the network is in training mode, where dropout makes f random; call network.eval() first")
+            raise ValueError(
+                "the network is in training mode: dropout is random and batches are mixed; call network.eval() first"
+            )
+        if any(isinstance(module, _BatchNorm) and module.running_mean is None for module in self.network.modules()):
+            raise ValueError(
+                "a BatchNorm keeps no running statistics, so f(x) depends on the other examples; track them"
+            )
         if not self.parameters:
             raise ValueError("no parameter has requires_grad, so the kernel is zero; thaw what trains")
 
@@ -126,8 +133,16 @@ class _Called(Module):
 
 
 def length(batch: Batch) -> int:
-    """How many examples."""
-    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+    """How many examples. Raises ValueError unless all of it are tensors, equally long."""
+    found = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    if not found or not all(isinstance(x, Tensor) and x.ndim for x in found) or len({len(x) for x in found}) > 1:
+        raise ValueError(
+            "a batch is a tensor, or a mapping of names to tensors, with one row an example in each; what else the "
+            "network takes belongs into `forward`"
+        )
+    if not len(found[0]):
+        raise ValueError("the batch is empty; give one example or more")
+    return len(found[0])
 
 
 def examples(batch: Batch, rows: slice) -> Batch:

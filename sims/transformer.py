@@ -46,10 +46,14 @@ class Transformer(Module):
     def adapted(self, drawn: Sequence[Float[Tensor, "rank _"]], alpha: float) -> "Transformer":
         """A copy with LoRA (Hu et al. 2021), W_0 + (alpha / k) B A at B = 0: B and A train in place of every weight.
 
-        drawn: for each weight its A, k x inputs.
+        drawn: for each weight its A, k x inputs. Raises ValueError unless k is one number.
         """
         found = deepcopy(self).requires_grad_(False)
-        pairs = [(a.new_zeros(len(weight), len(a)), a) for weight, a in zip(self.weights, drawn, strict=True)]
+        if len({len(a) for a in drawn}) != 1:
+            raise ValueError(
+                f"ranks {[len(a) for a in drawn]}: alpha / k is one scale; draw every A with the same rank"
+            )
+        pairs = [(a.new_zeros(len(weight), len(a)), a.clone()) for weight, a in zip(self.weights, drawn, strict=True)]
         found.lora = ParameterList(matrix for pair in pairs for matrix in pair)
         found.scale = alpha / len(drawn[0])
         return found.eval()

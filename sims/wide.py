@@ -39,19 +39,20 @@ class Wide(Module):
         activation: Activation,
         generator: torch.Generator,
         *,
-        weight: float = 1.0,
+        weight: float | None = None,
         last: float = 1.0,
         bias: float = 0.0,
     ) -> None:
-        """widths: (n_0, n_1, ..., n_L). weight: sigma_w, sqrt 2 for ReLU keeps |h_l|^2 / n_l. last: sigma_o.
+        """widths: (n_0, n_1, ..., n_L). weight: sigma_w, by default 1, and sqrt 2 for ReLU, which keeps |h_l|^2 / n_l.
 
-        bias: sigma_b; 0 for none. Raises ValueError without a hidden layer or for a width below one.
+        last: sigma_o. bias: sigma_b; 0 for none. Raises ValueError without a hidden layer or for a width below one.
         """
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"widths = {widths}: take the inputs and at least one hidden width, each >= 1")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation = {activation!r}: take one of {', '.join(ACTIVATIONS)}")
+        inner = (2**0.5 if activation == "relu" else 1.0) if weight is None else weight
         shapes = [(above, below) for below, above in pairwise((*widths, 1))]
 
         def drawn(*shape: int) -> Parameter:
@@ -59,7 +60,7 @@ class Wide(Module):
 
         self.weights = ParameterList([drawn(*shape) for shape in shapes])
         self.biases = ParameterList([drawn(above) for above, _ in shapes if bias])
-        self.scales, self.bias, self.activation = (*(weight,) * (len(widths) - 1), last), bias, activation
+        self.scales, self.bias, self.activation = (*(inner,) * (len(widths) - 1), last), bias, activation
         self.eval()
 
     def forward(self, inputs: Float[Tensor, "b n_0"]) -> Float[Tensor, " b"]:

@@ -1,5 +1,7 @@
 """The measured tangent kernel is the Gram matrix of the gradients, whatever the module, the blocks and the formula."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,27 @@ def test_no_more_gradients_are_held_than_block_bytes_allow(seed, n, fitting):
         empirical_ntk(net, drawn(seed, n, 3), drawn(seed, 8, 3), block_bytes=fitting * one)
     assert taken["held"] + taken["gradients"] <= fitting
     assert taken["held"] == min(n, fitting - min(16, fitting // 2))  # and no fewer than fit
+
+
+@pytest.mark.parametrize("fitting", [4, 8, 20])
+def test_gradients_alive_at_once_stay_within_block_bytes(fitting, monkeypatch):
+    net, alive, most = network(0, width=40), [], []
+    one = 8 * sum(p.numel() for p in net.parameters())
+
+    def watched(honest):
+        def method(self, batch, *rest):
+            found = honest(self, batch, *rest)
+            alive.extend(weakref.ref(g) for g in found.values())
+            most.append(sum(g.nbytes for g in (ref() for ref in alive) if g is not None))
+            return found
+
+        return method
+
+    for name in ("gradients", "held"):
+        monkeypatch.setattr(Tangent, name, watched(getattr(Tangent, name)))
+    for others in (drawn(1, 30, 3), None):
+        empirical_ntk(net, drawn(0, 40, 3), others, block_bytes=fitting * one)
+    assert max(most) <= fitting * one
 
 
 def test_blocks_too_small_for_two_examples_are_refused():
@@ -233,11 +256,32 @@ def test_networks_without_a_function_or_without_parameters_are_refused():
         empirical_ntk(network(0).train(), drawn(0, 2, 3))
     with pytest.raises(ValueError, match="no parameter has requires_grad"):
         empirical_ntk(network(0).requires_grad_(False), drawn(0, 2, 3))
+    uncounted = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)).double().eval()
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        ntk_product(uncounted, drawn(0, 2, 3), drawn(0, 2, 3), drawn(0, 2, 4))
+    with pytest.raises(ValueError, match=r"vectors of shape \(3, 1\): give \(m, C\) = \(2, 1\)"):
+        ntk_product(network(0), drawn(0, 4, 3), drawn(0, 2, 3), drawn(0, 3, 1))
+    for batch in ({"x": drawn(0, 2, 3), "y": drawn(0, 3, 3)}, {}):
+        with pytest.raises(ValueError, match="a batch is a tensor, or a mapping"):
+            Tangent(network(0)).count(batch)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        empirical_ntk(network(0), drawn(0, 0, 3))
     with pytest.raises(ValueError, match="size = 0: take at least one direction"):
         projected_gradients(network(0), drawn(0, 2, 3), 0, seed=0)
 
 
-def bert(seed=0, tie=True):
+def test_products_go_through_fused_attention():
+    tokens, _ = sentences()
+    net = bert(attention="sdpa")
+    v = drawn(0, 5, 1)
+    found = ntk_product(
+        net, {"input_ids": tokens}, {"input_ids": tokens}, v, forward=lambda n, b: n(**b).logits[:, 0, 3]
+    )
+    g = rows(net, {"input_ids": tokens}, lambda n, b: n(**b).logits[:, 0, 3])[:, 0]
+    torch.testing.assert_close(found, g @ (g.mT @ v), rtol=0, atol=1e-5 * float((g @ (g.mT @ v)).norm()))
+
+
+def bert(seed=0, attention="eager"):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
     config = transformers.BertConfig(
@@ -247,8 +291,8 @@ def bert(seed=0, tie=True):
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=16,
-        attn_implementation="eager",
-        tie_word_embeddings=tie,
+        attn_implementation=attention,
+        tie_word_embeddings=True,
     )
     return transformers.BertForMaskedLM(config).eval()
 

@@ -149,9 +149,9 @@ NEURAL_TANGENTS = {  # computed with another library, neural-tangents 0.6.5; its
                     .678050483608 1.701153514858 1.928263303758 6""",
     (3, "relu"): """1.333333333333 .353462702268 .650762228395 1.282983253734
                     .846732181655 2.125620388895 2.429626797651 8""",
-    (2, "relu", 1.5, 0.05): """2.865273437500 .663047649017 1.481235529880 2.795968226333
+    (2, "relu", 1.5, 0.05, 1.5): """2.865273437500 .663047649017 1.481235529880 2.795968226333
                                1.947112712407 4.859415584000 5.505085147337 17.103554687500""",
-    (1, "erf", 1.5, 0.05): """2.002209539254 .008218149262 1.086942517801 .891375289046
+    (1, "erf", 1.5, 0.05, 1.5): """2.002209539254 .008218149262 1.086942517801 .891375289046
                               1.507273323214 1.999689980449 2.294305373290 4.565005066836""",
 }
 
@@ -294,7 +294,7 @@ def test_defaults_are_he_scaling():
         given_all = infinite_width(INPUTS, INPUTS, 2, activation, weight=weight, last=1.0)
         np.testing.assert_array_equal(default.ntk, given_all.ntk)
     same = infinite_width(INPUTS, INPUTS, 2, weight=1.5, last=1.5)
-    np.testing.assert_array_equal(infinite_width(INPUTS, INPUTS, 2, weight=1.5).ntk, same.ntk)
+    assert np.abs(infinite_width(INPUTS, INPUTS, 2, weight=1.5).ntk - same.ntk).max() > 0.1
 
 
 @given(st.floats(-0.999, 0.999))

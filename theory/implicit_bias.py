@@ -31,7 +31,7 @@ Link = Callable[[Coefficients], tuple[Coefficients, Coefficients]]
 
 CLOSE = 1e-9
 """Of the largest target: how far X beta may be from y before the multipliers count as lost to rounding."""
-ITERATIONS, HALVINGS = 500, 200  # the first step, of order alpha^-D, may end far beyond the domain
+ITERATIONS, HALVINGS, LONGEST = 500, 60, 30.0  # of an x: the first steps, of order alpha^-D, would end far outside
 
 
 def link(pull: Values, depth: Depth) -> Values:
@@ -108,8 +108,7 @@ def lazy_departure(inputs: Inputs, targets: Targets, scale: float, depth: Depth)
 
         beta - beta_2 = kappa alpha^{-2D} / 4 (I - X^+ X) beta_2^3,   kappa = (D - 1)(3D - 4) / (3 D^2),
 
-    since h = 2 (x + kappa x^3 + ...) and x = beta_2 / (2 alpha^D) to first order. The tangent kernel's Lambda grows by
-    the share 3 kappa alpha^{-2D} / 4 beta_2^2.
+    since h = 2 (x + kappa x^3 + ...) and x = beta_2 / (2 alpha^D). Lambda grows by the share 3 kappa x^2.
     """
     _check(scale, depth)
     cubes = least_norm(inputs, targets) ** 3
@@ -118,7 +117,7 @@ def lazy_departure(inputs: Inputs, targets: Targets, scale: float, depth: Depth)
 
 
 def l1_bound(coefficients: Coefficients, scale: float, depth: Depth) -> float:
-    """How far |beta|_1 of a limit may be above the least one, for any X and y: logarithmic, or a power. Ours.
+    """How far |beta|_1 of a limit may be above the least one, for any X and y. Ours.
 
         |beta|_1 - min <= sum |beta_i| ln(M / |beta_i|) / asinh(M / 2 alpha^2)  (D = 2, M = max |beta_i|),
         |beta|_1 - min <= alpha^{D-2} sum |beta_i|^{2/D}                        (D > 2).
@@ -182,14 +181,14 @@ def commuting_limit(
         raise ValueError(f"measurements: they do not commute, or are not symmetric, by {defect:.1e}; no theorem covers")
     _check_rows(spectra)
     remedy = f"targets = {targets}: no positive definite X has them; measure one"
-    found = _dual_newton(spectra, targets, lambda x: (scale**2 * np.exp(x),) * 2, remedy)
+    found = _dual_newton(spectra, targets, lambda x: (1.01*scale**2 * np.exp(x),) * 2, remedy)
     return frame * found @ frame.T
 
 
 def _dual_newton(rows: Inputs, targets: Targets, whole: Link, remedy: str) -> Coefficients:
-    """f(rows^T nu) with rows f = targets, for f = psi', psi convex; `whole` has f and f', not finite out of the domain.
+    """f(rows^T nu) with rows f = targets, f increasing; `whole` has f and f', not finite out of the domain.
 
-    A step is cut until the dual, psi - targets nu, still falls at its end, or the equations are met better.
+    A step is cut until the dual, convex, still falls at its end, or the equations are met better.
     """
     nu, size = np.zeros(len(rows)), np.abs(targets).max(initial=0.0)
     found, slope = whole(rows.T @ nu)
@@ -199,8 +198,8 @@ def _dual_newton(rows: Inputs, targets: Targets, whole: Link, remedy: str) -> Co
         if not np.abs(np.diagonal(root)).min() > 0:
             break  # nu runs to infinity: no solution
         step = -np.linalg.solve(root, np.linalg.solve(root.T, miss))
-        for halving in range(HALVINGS):
-            length = 0.5**halving
+        longest = LONGEST / max(LONGEST, np.abs(rows.T @ step).max())
+        for length in longest * 0.5 ** np.arange(HALVINGS):
             with np.errstate(all="ignore"):  # beyond the domain, or overflow: the step is cut
                 trial, trial_slope = whole(rows.T @ (nu + length * step))
                 left = rows @ trial - targets

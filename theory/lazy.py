@@ -15,8 +15,9 @@ How lazy is a network? In the NTK parametrisation, at width n and for a loss tha
 
     |theta_t - theta_0|               n^0      the law above with Theta -> its limit
     the same over |theta_0|           n^-1/2   one hidden layer; n^-1 from two on: `parameter_norm` grows as n
-    |Theta_t - Theta_0| / |Theta_0|   n^-1     linear, one hidden layer: exactly, `two_layer_drift`; else by experiment
-                                               and by Feynman diagrams (Dyer & Gur-Ari 2020, arXiv 1909.11304);
+    |Theta_t - Theta_0| / |Theta_0|   n^-1     linear, one hidden layer: exactly, `two_layer_drift`; other smooth
+                                               ones by experiment and by Feynman diagrams (Dyer &
+                                               Gur-Ari 2020, arXiv 1909.11304); kinks are slower,
                                                at most n^-1/2 by theorem (Lee et al. 2019, arXiv 1902.06720)
 """
 
@@ -38,8 +39,9 @@ Scalars = Float64[np.ndarray, "*any"]
 RANK = 1e-14
 """Eigenvalues below this share of the largest are 0: rounding leaves about 1e-16 in the place of none, and of either
 sign, which over long times would move parameters that cannot move."""
-ROUNDING = 1e-10
-"""Of the largest eigenvalue: a kernel may be as far as this from symmetric and positive semidefinite."""
+ROUNDING = 2e-6
+"""Of the largest eigenvalue: as far as this a kernel may be from symmetric and positive semidefinite, as kernels of
+float32 networks are."""
 
 
 def flow_residual(kernel: Kernel, residual: Residual, times: Times) -> Series:

@@ -96,7 +96,7 @@ def infinite_width(
     activation: str = "relu",
     weight: float | None = None,
     bias: float = 0.0,
-    last: float | None = None,
+    last: float = 1.0,
 ) -> Kernels:
     """K and Theta as all hidden widths go to infinity (Jacot et al. 2018, arXiv 1806.07572, proposition 1, theorem 1).
 
@@ -107,17 +107,16 @@ def infinite_width(
     al. 2019, arXiv 1904.11955); "erf" the arc sine of `_erf` (Williams 1997); "linear" K_l and 1.
 
     inputs, others: one x a row. hidden: L >= 1. weight: sigma_w, by default 1, and sqrt(2) for relu (He et al. 2015).
-    last: sigma_w of the last layer, by default `weight`, and 1 where that is not given, which makes Theta(x, x) =
-    (L + 1) |x|^2 / n0 for relu and linear. bias: sigma_b of every layer. Raises ValueError if one is out of range.
+    last: sigma_w of the last layer; 1 makes Theta(x, x) = (L + 1) |x|^2 / n0 for relu and linear.
+    bias: sigma_b of every layer. Raises ValueError if one is out of range.
     """
     inner = (math.sqrt(2) if activation == "relu" else 1.0) if weight is None else weight
-    outer = (1.0 if weight is None else weight) if last is None else last
-    _check(hidden, activation, inner, bias, outer)
+    _check(hidden, activation, inner, bias, last)
     moments, shift = MOMENTS[activation], bias**2
     scale = inner**2 / inputs.shape[1]
     nngp = ntk = scale * (inputs @ others.T) + shift
     rows, columns = (scale * np.sum(x * x, axis=1) + shift for x in (inputs, others))  # K(x, x) and K(x', x')
-    for gain in [inner**2] * (hidden - 1) + [outer**2]:
+    for gain in [inner**2] * (hidden - 1) + [last**2]:
         covariance, slopes = moments(nngp, rows[:, None], columns[None, :])
         nngp = gain * covariance + shift
         ntk = nngp + gain * slopes * ntk
