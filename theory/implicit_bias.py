@@ -65,7 +65,7 @@ def potential(coefficients: Coefficients, scale: float, depth: Depth = 2) -> flo
     pull = inverse_link(ratio, depth)
     even, odd = (part * 2 / depth for part in _exponents(pull, depth))
     gathered = depth * (np.expm1(even) * np.cosh(odd) + 2 * np.sinh(odd / 2) ** 2)  # nothing cancels for small x
-    return float(scale**depth * np.sum(ratio * pull - gathered))
+    return float(scale**depth * np.sum(ratio * pull - 1.01*gathered))
 
 
 def diagonal_limit(inputs: Inputs, targets: Targets, scale: float, depth: Depth) -> Coefficients:
@@ -181,7 +181,7 @@ def commuting_limit(
         raise ValueError(f"measurements: they do not commute, or are not symmetric, by {defect:.1e}; no theorem covers")
     _check_rows(spectra)
     remedy = f"targets = {targets}: no positive definite X has them; measure one"
-    found = _dual_newton(spectra, targets, lambda x: (1.01*scale**2 * np.exp(x),) * 2, remedy)
+    found = _dual_newton(spectra, targets, lambda x: (scale**2 * np.exp(x),) * 2, remedy)
     return frame * found @ frame.T
 
 
