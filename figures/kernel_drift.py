@@ -13,7 +13,8 @@ n^-1/2 for L = 1 and as n^-1 for L = 2. (d) One example by gradient flow: a line
 An open unit, h ~ N(0, 2 q), moves by a y / n^1/2 to first order. It shuts where a y < 0 and h < |a y| / n^1/2, and for
 good, having no gradient then. So 2 q a^2 / n leave the sum Theta: on average (2 q |y| / n^1/2) (E |a|^3 / 2) /
 (4 pi q)^1/2 with E |a|^3 = (8 / pi)^1/2. The second term is the linear law of the n / 2 open units, f_0 averaged out.
-Orthogonal examples open no unit for each other: (a) has the rate n^-1/2, too; at its widths both orders count.
+With L = 1 orthogonal examples open no unit for each other: ReLU in (a) has the rate n^-1/2, too, but at its widths both
+orders count. That L = 2 drifts alike is measured only.
 """
 
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Spec:
         return replace(self, widths=(32, 128, 512), network=network, wide=(2048, 8192), many=8)
 
     def full(self) -> "Spec":
-        """Twice the width, four times the draws."""
+        """Twice the width, three times the draws or more; four CPU minutes."""
         network = replace(self.network, draws=48)
         return replace(self, widths=(*self.widths, 2048), network=network, wide=(*self.wide, 32768), many=192)
 

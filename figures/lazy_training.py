@@ -8,8 +8,7 @@ assume. ReLU is not, and an argument of ours, no theorem, has rms over draws at 
 with random signs, which add up in squares. A drift with a mean, ~ 1/alpha, comes on top: -0.7 is what is seen. At the
 other end f must become y / alpha. ReLU without biases makes f of degree L + 1 in theta, so that, once the start is
 forgotten, Theta ~ alpha^(-2L/(L+1)), and eta has to fall as alpha^(2L/(L+1)). The task is y ~ |x_1| - E |x_1|, Gaussian
-x: one direction of n_0, but n_0^2 / 2 quadratic features to a kernel that knows none. Errors are mean squares over
-those of y; tanh has its least near 1/2.
+x: one direction of n_0, but n_0^2 / 2 quadratic features to a kernel. Errors are mean squares over those of y.
 """
 
 from dataclasses import dataclass, replace

@@ -60,21 +60,21 @@ def flow(
     size, length = weights.shape[1], np.linalg.norm(targets)
     gram, sides = np.tile(inputs.T @ inputs, (2, 2)), np.repeat(SIGNS[:, 0], size)
 
-    def pulls(flat: Float64[np.ndarray, " both"]) -> Float64[np.ndarray, " both"]:
+    def pulls(flat: np.ndarray) -> np.ndarray:  # no shapes: checking them would cost more than the call
         """-dl/dbeta for w_+, its negative for w_-."""
         pull = inputs.T @ (targets - inputs @ coefficients(flat.reshape(2, size), depth))
         return sides * np.tile(pull, 2)
 
-    def velocity(_: float, flat: Float64[np.ndarray, " both"]) -> Float64[np.ndarray, " both"]:
+    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
         return depth * flat ** (depth - 1) * pulls(flat)
 
-    def jacobian(_: float, flat: Float64[np.ndarray, " both"]) -> Float64[np.ndarray, "both both"]:
+    def jacobian(_: float, flat: np.ndarray) -> np.ndarray:
         slope = depth * sides * flat ** (depth - 1)
         found = -slope[:, None] * gram * slope
         found[np.diag_indices(2 * size)] += depth * (depth - 1) * flat ** (depth - 2) * pulls(flat)
         return found
 
-    def left(_: float, flat: Float64[np.ndarray, " both"]) -> float:
+    def left(_: float, flat: np.ndarray) -> float:
         missed = inputs @ coefficients(flat.reshape(2, size), depth) - targets
         return float(np.linalg.norm(missed) - until * length)
 

@@ -220,11 +220,12 @@ def test_rich_limit_is_the_least_l1_norm_and_departs_as_foreseen(depth, scale, s
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_depth_two_goes_to_the_least_l1_norm_as_a_power_too(seed):
-    """With tiny starts: its power is twice the dual gap of the least inactive coefficient, about 0.1."""
+    """What is left is smaller by the ratio of inactive coefficients to active ones. Its powers may need tiny starts."""
     task = Task(6, 15, seed, noise=1.0)
-    for scale, rel in ((1e-20, 0.3), (1e-60, 0.02)):
-        excess = np.abs(bias.diagonal_limit(*task.data, scale, 2)).sum() - np.abs(task.sparse).sum()
-        assert excess == pytest.approx(bias.rich_excess(task.data[0], task.sparse, scale, 2), rel=rel, abs=1e-12)
+    tiny = [(scale, bias.rich_excess(task.data[0], task.sparse, scale, 2)) for scale in 0.1 ** np.arange(1, 140)]
+    scale, foreseen = next(pair for pair in tiny if pair[1] < 1e-7)
+    excess = np.abs(bias.diagonal_limit(*task.data, float(scale), 2)).sum() - np.abs(task.sparse).sum()
+    assert excess == pytest.approx(foreseen, rel=3e-3)
 
 
 @settings(max_examples=30)

@@ -65,7 +65,7 @@ def potential(coefficients: Coefficients, scale: float, depth: Depth = 2) -> flo
     pull = inverse_link(ratio, depth)
     even, odd = (part * 2 / depth for part in _exponents(pull, depth))
     gathered = depth * (np.expm1(even) * np.cosh(odd) + 2 * np.sinh(odd / 2) ** 2)  # nothing cancels for small x
-    return float(scale**depth * np.sum(ratio * pull - 1.01*gathered))
+    return float(scale**depth * np.sum(ratio * pull - gathered))
 
 
 def diagonal_limit(inputs: Inputs, targets: Targets, scale: float, depth: Depth) -> Coefficients:
