@@ -13,8 +13,7 @@ n^-1/2 for L = 1 and as n^-1 for L = 2. (d) One example by gradient flow: a line
 An open unit, h ~ N(0, 2 q), moves by a y / n^1/2 to first order. It shuts where a y < 0 and h < |a y| / n^1/2, and for
 good, having no gradient then. So 2 q a^2 / n leave the sum Theta: on average (2 q |y| / n^1/2) (E |a|^3 / 2) /
 (4 pi q)^1/2 with E |a|^3 = (8 / pi)^1/2. The second term is the linear law of the n / 2 open units, f_0 averaged out.
-With L = 1 orthogonal examples open no unit for each other: ReLU in (a) has the rate n^-1/2, too, but at its widths both
-orders count. That L = 2 drifts alike is measured only.
+Orthogonal examples open no unit for each other: for L = 1, (a) has both orders, too; for L = 2 this is measured only.
 """
 
 from collections.abc import Callable
@@ -208,7 +207,9 @@ def check(data: Data) -> list[Claim]:
         Claim("smooth: slope of the kernel's drift, most", smooth.max(), at_least=-1.15, at_most=-1 + room),
         Claim("smooth: slope of the kernel's drift, mean", smooth.mean(), at_least=-1 - few, at_most=-1 + few),
         Claim("ReLU: slope of the kernel's drift, mean", kinked.mean(), at_least=-0.75 - few, at_most=-0.4),
-        Claim("ReLU less smooth: mean slope of the drift", kinked.mean() - smooth.mean(), at_least=0.1, at_most=0.7),
+        Claim(
+            "ReLU less smooth: mean slope of the drift", kinked.mean() - smooth.mean(), at_least=0.3 - few, at_most=0.7
+        ),
         Claim("slope of the movement, largest size", np.abs(slopes[MOVED]).max(), at_most=0.1),
         Claim("slope of the relative movement + 1/2, L = 1, size", np.abs(relative[::2] + 0.5).max(), at_most=0.1),
         Claim("slope of the relative movement + 1, L = 2, size", np.abs(relative[1::2] + 1).max(), at_most=0.1),
