@@ -56,7 +56,7 @@ def train(network: Network) -> dict[str, np.ndarray]:
     """The limit of the flow, and how far it changed the tangent kernel."""
     inputs, targets = network.problem()
     start = diagonal.start(network.scale, network.size)
-    end = diagonal.flow(inputs, targets, start, network.depth)
+    end = diagonal.flow(inputs, targets, start, network.depth, until=1e-11)
     before, after = (diagonal.kernel(weights, inputs, network.depth) for weights in (start, end))
     change = np.linalg.norm(after - before) / np.linalg.norm(before)
     return {"beta": diagonal.coefficients(end, network.depth), "change": np.array(change)}
