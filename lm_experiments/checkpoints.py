@@ -63,15 +63,16 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         _write(partial, step, owned, content)
         if (folder / METRICS).exists():
             sync(folder / METRICS)
-        if not _same(partial, final):
+        if _same(partial, final):
+            shutil.rmtree(partial)
+        else:
             _make_room(folder, step)
             partial.rename(final)
             sync(folder)
     except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
         error.add_note(f"{final} is not saved; the checkpoints before it are untouched")
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     for old in _steps(folder)[KEPT:]:
         _discard(folder / f"ckpt-{old}")
     return final
@@ -115,8 +116,9 @@ def _write(partial: Path, step: int, tensors: dict[str, Tensor], state: dict[str
     partial.mkdir()
     safetensors.torch.save_file(tensors, partial / TENSORS)
     sync(partial / TENSORS)
-    write(partial / STATE, state)
-    write(partial / MANIFEST, _manifest(partial, step))
+    write(partial / STATE, json.dumps(state))
+    shutil.copymode(partial / STATE, partial / TENSORS)  # safetensors gives others no access, whatever the umask
+    write(partial / MANIFEST, json.dumps(_manifest(partial, step), indent=1))
     sync(partial)
 
 

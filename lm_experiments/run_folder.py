@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def _surroundings(seed: JSON) -> dict[str, JSON]:
     }
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -118,15 +120,15 @@ def _cpu() -> str:
 
 def _install(path: Path, content: Mapping[str, JSON]) -> None:
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    write(partial, content)
+    write(partial, json.dumps(content, indent=1))
     partial.rename(path)
     sync(path.parent)
 
 
-def write(path: Path, content: Mapping[str, JSON]) -> None:
-    """A new JSON file, on the disk when this returns."""
+def write(path: Path, content: str) -> None:
+    """A new file, on the disk when this returns."""
     with path.open("x") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

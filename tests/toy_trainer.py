@@ -2,15 +2,17 @@
 
 python toy_trainer.py FOLDER                 trains, or goes on with, the run in FOLDER
 python toy_trainer.py --everywhere FOLDER    kills it at every file event, each in a fork of one process, since a start
-                                             of torch takes a hundred times as long as this training; prints one JSON
-                                             record for each
+                                             of torch takes a hundred times as long as this training; prints a JSON
+                                             record of each
 """
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import sys
+import traceback
 from itertools import count
 from pathlib import Path
 
@@ -89,8 +91,6 @@ def forked(folder: Path, **arming) -> tuple[int, str]:
             inject.arm(str(folder), torn_python=True, **arming)
         code = train(folder)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -98,6 +98,8 @@ def forked(folder: Path, **arming) -> tuple[int, str]:
 
 
 def kill_everywhere(work: Path) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        train(work / "first")  # imports what torch imports late, which each fork would do again
     events = work / "events"
     forked(work / "whole", crash_at=None, log_path=str(events))
     whole = (work / "whole" / "final").read_bytes()
