@@ -69,7 +69,8 @@ def load(
     asked |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": classes is not None}
     with _quiet(), _explained(name), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # transformers draws new heads from the global generator
-        model, info = auto.from_pretrained(where, config=config, output_loading_info=True, **asked)
+        loaded: Any = auto.from_pretrained(where, config=config, output_loading_info=True, **asked)
+    model, info = loaded
     _check_whole(name, model, info, classes)
     return model, tokenizer
 

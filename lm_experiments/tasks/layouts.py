@@ -47,39 +47,39 @@ class Layout:
         return f"{files} ({self.form}: {columns})"
 
 
-_TSV = {"train": ("train.tsv",), "validation": ("dev.tsv",)}
+_GLUE = ("train.tsv",), ("dev.tsv",)
 _PAIR = ("sentence1", "sentence2", "label")
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "stsb": (
-        Layout(**_TSV, names=("sentence1", "sentence2", "score")),
+        Layout(*_GLUE, names=("sentence1", "sentence2", "score")),
         Layout(("stsb-en-train.csv",), ("stsb-en-dev.csv",), positions=(0, 1, 2), width=3, form="csv"),
     ),
     "sst2": (
-        Layout(**_TSV, names=("sentence", "label")),
+        Layout(*_GLUE, names=("sentence", "label")),
         Layout(("stsa.binary.train",), ("stsa.binary.dev",), positions=(1, 0), width=2, form="words"),
     ),
     "rte": (
         Layout(("train.tsv", "val.tsv"), ("dev.tsv",), _PAIR, (1, 2, 3), 4),  # GLUE's train in two files
-        Layout(**_TSV, names=_PAIR),
+        Layout(*_GLUE, names=_PAIR),
     ),
     "mrpc": (
-        Layout(**_TSV, names=("#1 String", "#2 String", "Quality")),
+        Layout(*_GLUE, names=("#1 String", "#2 String", "Quality")),
         Layout(  # as Microsoft ships it: GLUE's train and dev are the first file, GLUE's test the second
             ("msr_paraphrase_train.txt",), ("msr_paraphrase_test.txt",), ("#1 String", "#2 String", "Quality")
         ),
     ),
     "qnli": (
-        Layout(**_TSV, names=("question", "sentence", "label")),
+        Layout(*_GLUE, names=("question", "sentence", "label")),
         Layout(("dev.tsv",), ("dev.tsv",), ("question", "sentence", "label")),
     ),
     "mnli": (
         Layout(("train.tsv",), ("dev_matched.tsv",), ("sentence1", "sentence2", "gold_label")),
         Layout(("mnli_matched_1000.tsv",), ("mnli_matched_1000.tsv",), positions=(1, 2, 0), width=3),
     ),
-    "cola": (Layout(**_TSV, positions=(3, 1), width=4),),
+    "cola": (Layout(*_GLUE, positions=(3, 1), width=4),),
     "qqp": (
-        Layout(**_TSV, names=("question1", "question2", "is_duplicate"), broken=1e-3),
+        Layout(*_GLUE, names=("question1", "question2", "is_duplicate"), broken=1e-3),
         Layout(("qqp_subset.tsv",), ("qqp_subset.tsv",), positions=(3, 4, 5), width=6, broken=1e-3),
     ),
     "boolq": (
@@ -127,8 +127,9 @@ def _found(task: str, source: Path, folder_name: str) -> tuple[Path, Layout]:
             if all(_present(folder / name) for name in layout.train + layout.validation):
                 return folder, layout
     choices = "; or ".join(map(str, LAYOUTS[task]))
+    where = source.absolute()
     raise FileNotFoundError(
-        f"no {task} in {source.absolute()}, nor in {folder_name} there: it needs, gzipped or not, all files of {choices}"
+        f"no {task} in {where}, nor in {folder_name} there: it needs, gzipped or not, all files of: {choices}"
     )
 
 
