@@ -247,7 +247,7 @@ def test_unknown_tasks_and_splits_are_refused():
         load("rte", "test")
 
 
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # dill, when datasets hashes pyarrow types
+@pytest.mark.filterwarnings("ignore::dill.PicklingWarning")  # when datasets hashes types of pyarrow
 @pytest.mark.parametrize("task", [name for name in TASKS if name not in text.FETCHED])
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_the_hub_is_asked_for_a_pinned_revision(monkeypatch, task, split):
