@@ -4,10 +4,13 @@ import gzip
 import os
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from lm_experiments import assets
 from lm_experiments.metrics import METRICS
@@ -247,33 +250,41 @@ def test_unknown_tasks_and_splits_are_refused():
         load("rte", "test")
 
 
-@pytest.mark.filterwarnings("ignore::dill.PicklingWarning")  # when datasets hashes types of pyarrow
-@pytest.mark.parametrize("task", [name for name in TASKS if name not in text.FETCHED])
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_hub_is_asked_for_a_pinned_revision(monkeypatch, task, split):
-    import datasets
+def hub_repository(folder, task):
+    """A data set as it lies on the Hub: parquet files, and a card that names them. Texts tell column, split and row."""
+    splits = ["train", "validation_matched" if task.name == "mnli" else "validation"]
+    card = [f"  - split: {split}\n    path: {split}.parquet\n" for split in splits]
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {task.name}\n  data_files:\n{''.join(card)}---\n")
+    for split in splits:
+        texts = {name: [f"{name} {split} {k}" for k in (0, 1)] for name in task.columns}
+        labels = [0, len(task.labels) - 1] if task.labels else [0.0, 5.0]
+        parquet.write_table(pyarrow.table({**texts, "label": labels, "idx": [0, 1]}), folder / f"{split}.parquet")
+    return folder, splits
 
-    asked = {}
-    labels = [0, len(TASKS[task].labels) - 1] if TASKS[task].labels else [0.0, 5.0]
-    texts = {name: [f"{name} 1", f"{name} 2"] for name in TASKS[task].columns}
-    served = datasets.Dataset.from_dict({**texts, "label": labels, "idx": [0, 1]})
 
-    def serve(path, name, **options):
-        asked.update(path=path, name=name, **options)
-        return served
+@pytest.mark.parametrize(
+    "task", [TASKS[name] for name in TASKS if name not in text.FETCHED], ids=lambda task: task.name
+)
+def test_the_hub_is_asked_for_a_pinned_revision_and_its_columns_are_read(tmp_path, monkeypatch, task):
+    (repository, splits), load_dataset, asked = hub_repository(tmp_path / "glue", task), datasets.load_dataset, []
+
+    def serve(path, name, *, split, revision):
+        asked.append((path, name, split, revision))
+        return load_dataset(str(repository), name, split=split, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", serve)
-    examples = load(task, split)
-    part = {"validation": "validation_matched"}.get(split, split) if task == "mnli" else split
-    assert asked == {"path": "nyu-mll/glue", "name": task, "split": part, "revision": text.REVISION}
-    columns = [examples.first] + [examples.second] * (len(TASKS[task].columns) - 1)
-    assert columns == [(f"{name} 1", f"{name} 2") for name in TASKS[task].columns]
-    assert examples.labels.tolist() == labels
+    for split, part in zip(("train", "validation"), splits, strict=True):
+        examples = load(task.name, split)
+        assert asked.pop() == ("nyu-mll/glue", task.name, part, text.REVISION)
+        columns = [examples.first, examples.second][: len(task.columns)]
+        assert columns == [(f"{name} {part} 0", f"{name} {part} 1") for name in task.columns]
+        assert (examples.second is None) == (len(task.columns) == 1)
+        assert examples.labels.tolist() == [0, task.classes - 1 if task.labels else 5.0]
+        assert examples.labels.dtype == (np.int64 if task.labels else np.float64)
 
 
 def test_without_the_hub_the_error_says_what_else_there_is(monkeypatch):
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         ConnectionError, match=r"(?s)could not get rte from the Hub's nyu-mll/glue.*unset HF_HUB_OFFLINE.*"
