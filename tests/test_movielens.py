@@ -79,7 +79,7 @@ def test_a_corrupted_cache_is_refused(tmp_path, monkeypatch):
 
 def test_a_wheel_with_another_file_inside_is_refused_and_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(assets, "_from_wheel", lambda asset: GOOD.encode())
+    monkeypatch.setattr(assets, "_from_wheel", lambda asset: {"ml-100k.inter": GOOD.encode()})
     with pytest.raises(ValueError, match=r"recbole==1.2.1 has sha256 .* do not use it"):
         assets.fetch("movielens-100k")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -93,7 +93,7 @@ def test_environment_yml_is_in_step_with_pyproject():
     conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
     extras = PROJECT["optional-dependencies"]
     wanted = {"python": PROJECT["requires-python"], "pip": ""}
-    parts = [extras[name] for name in ("research", "notebooks", "cluster", "test")]
+    parts = [extras[name] for name in ("research", "peft", "lm", "notebooks", "cluster", "test")]
     for text in [*PROJECT["dependencies"], *(text for part in parts for text in part)]:
         requirement = Requirement(text)
         if requirement.name != "lowdim":
