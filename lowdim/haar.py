@@ -1,17 +1,19 @@
 """What `compress` makes of a random orthogonal start, drawn without ever making its wide layers.
 
-A deep linear network E = W_L ... W_1 whose layers start as scale times Haar orthogonal matrices has the end-to-end start
-scale^L Q with Q Haar. Its compression depends on Q only through the subspaces S_0 = V + Q^T U and S_L = Q S_0 (U, V: the
-leading singular vectors of the signal), and of a Haar Q these are known in law: Q^T U is a random frame A, and Q takes
-what V adds to A to random directions B beside U. So
+A deep linear network W_L ... W_1 whose layers start as scale times Haar orthogonal matrices starts at scale^L Q, Q Haar.
+With U, V the leading singular vectors of the signal, its compression starts on S_0 = V + Q^T U and S_L = Q S_0, whose
+law is known: A = Q^T U is a uniform orthonormal frame, whatever V is, and given A, Q takes what V adds to A to a uniform
+frame of the complement of U. So with Gaussian matrices A, B, and qr keeping the span and the sign of its first columns,
 
-    right = qr [A  V],    left = qr [U  B],    core_1 = ... = core_L = scale I,
+    right = qr [A  V],    left = qr [U  B],    core_1 = ... = core_L = scale I
 
-at the cost of two thin QRs, where a wide start costs L QRs of the layer's width. The invariant subspaces of a layer
-with more inputs than outputs (or the reverse) have `rank` more dimensions on its long side if the semi-orthogonal W_1
-is generic. Here the row space of W_1 is drawn through V, so that both sides have 2 rank and the narrow run stays exact.
+is a draw of what `compress` makes of such layers, the same law exactly, at the cost of two thin QRs instead of L wide
+ones. Where d_0 and d_L differ, the subspaces of generic semi-orthogonal layers have `rank` more dimensions on the long
+side, because W_1 has a null space (or W_L^T, if d_L is the larger) that holds a part of V (of U). Here the layers are
+uniform among those whose null space holds none, so that 2 rank suffice on both sides and the narrow run is as exact as
+for square layers: right = qr [V A], left = qr [B U] if d_0 > d_L, as above if d_L > d_0.
 
-Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112; the tests widen such a draw again and hand it to `compress`.
+Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112; the tests widen such a draw again, and compare its law.
 """
 
 import math
@@ -44,9 +46,10 @@ def compress_haar(
             f"take 1 <= rank <= {min(signal.shape) // 2}"
         )
     columns, rows = leading_pairs(signal, rank, method)
-    before, beside = (_gaussian(side, generator) for side in (rows, columns))
-    right = torch.linalg.qr(torch.hstack([before, rows])).Q
-    left = torch.linalg.qr(torch.hstack([columns, beside])).Q
+    long, short = (rows, columns) if len(rows) > len(columns) else (columns, rows)
+    beside, images = (_gaussian(side, generator) for side in (long, short))
+    ends = _orthonormal(long, beside), _orthonormal(images, short)
+    right, left = ends if long is rows else reversed(ends)
     core = scale * torch.eye(2 * rank, dtype=signal.dtype, device=signal.device)
     return Narrow(left, tuple(core.clone() for _ in range(depth)), right)
 
@@ -54,3 +57,9 @@ def compress_haar(
 def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     """As many random directions as `like` has columns, on its device and of its dtype."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
+
+
+def _orthonormal(*parts: Tensor) -> Tensor:
+    """Gram-Schmidt: LAPACK's QR has signs of its own, which make the frame of a Gaussian matrix other than uniform."""
+    basis, scales = torch.linalg.qr(torch.hstack(parts))
+    return basis * torch.where(scales.diagonal() < 0, -1, 1)
