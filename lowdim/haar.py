@@ -1,9 +1,10 @@
 """What `compress` makes of a random orthogonal start, drawn without ever making its wide layers.
 
-A deep linear network W_L ... W_1 whose layers start as scale times Haar orthogonal matrices starts at scale^L Q, Q Haar.
-With U, V the leading singular vectors of the signal, its compression starts on S_0 = V + Q^T U and S_L = Q S_0, whose
-law is known: A = Q^T U is a uniform orthonormal frame, whatever V is, and given A, Q takes what V adds to A to a uniform
-frame of the complement of U. So with Gaussian matrices A, B, and qr keeping the span and the sign of its first columns,
+A deep linear network W_L ... W_1 whose layers start as scale times Haar orthogonal matrices starts at scale^L Q, Q
+Haar. With U, V the leading singular vectors of the signal, its compression starts on S_0 = V + Q^T U and S_L = Q S_0,
+whose law is known: A = Q^T U is a uniform orthonormal frame, whatever V is, and given A, Q takes what V adds to A to a
+uniform frame of the complement of U. So with Gaussian matrices A, B, and qr keeping the span and the sign of its first
+columns,
 
     right = qr [A  V],    left = qr [U  B],    core_1 = ... = core_L = scale I
 

@@ -6,6 +6,7 @@ which has no way to find us: write `import lowdim.adapters` first, or call `lowd
 
 from typing import Any
 
+from . import installed as installed  # first, because the others need its answer
 from .checkpoints import load
 from .deep_lora.calibration import initialize_deep_lora_weights
 from .deep_lora.config import DeepLoraConfig
@@ -28,5 +29,5 @@ register("deep_lora", DeepLoraConfig, DeepLoraModel)
 
 
 def registry() -> dict[type, dict[str, Any]]:
-    """Each tuner's configuration class and keyword arguments with which it fits small models."""
-    return {DeepLoraConfig: {"rank": 4, "depth": 3, "scale": 1e-2}}
+    """Each tuner's configuration class and keyword arguments with which it fits even the smallest models."""
+    return {DeepLoraConfig: {"rank": 2, "depth": 3, "scale": 1e-2}}

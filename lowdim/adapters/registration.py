@@ -4,6 +4,8 @@
 no way to add one (its issue 2273 asks for it); so the member is appended here.
 """
 
+from typing import Any
+
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 
@@ -27,7 +29,7 @@ def register(name: str, config: type, model: type) -> None:
 
 def _append(name: str) -> None:
     """Add a member to the enum PeftType, with all that Enum keeps about one."""
-    member = str.__new__(PeftType, name)
+    member: Any = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     member._sort_order_ = len(PeftType._member_names_)
     member.__objclass__ = PeftType

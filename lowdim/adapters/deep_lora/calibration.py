@@ -43,21 +43,20 @@ def initialize_deep_lora_weights(
     method: how the leading subspaces are found: "randomized" is as good as the gap behind the leading singular values
         and hundreds of times faster on large layers; "exact" is one SVD for each.
 
-    Raises ValueError if there is no batch, no loss, no compressed adapter of that name, or layers whose gradient is zero
-    (frozen off, or not used) or not finite; it names them.
+    Raises ValueError if there is no batch, no loss, no compressed adapter of that name, or layers whose gradient is
+    zero (cut off, or not used) or not finite; it names them.
     """
-    layers = _layers(model, adapter_name)
-    config = model.peft_config[adapter_name]
+    config, layers = _aligned(model, adapter_name)
     batch = _moved(_first(dataloader), next(model.parameters()).device)
     sentinel = torch.zeros((), requires_grad=True)  # every layer's output depends on it, so its gradient passes all
-    seen = {name: _Gradient(name, layer, config, method) for name, layer in layers.items()}
+    seen = {name: _Gradient(name, config, method) for name in layers}
     with _without(model, layers.values(), adapter_name), torch.enable_grad():
         hooks = [
-            layer.get_base_layer().register_forward_hook(partial(seen[name].forward, sentinel))
+            layer.register_forward_hook(partial(_tap, sentinel=sentinel, gradient=seen[name]))
             for name, layer in layers.items()
         ]
         try:
-            _loss(model, batch, loss_fn).backward(inputs=[sentinel])
+            torch.autograd.backward(_loss(model, batch, loss_fn), inputs=[sentinel])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -71,21 +70,15 @@ def initialize_deep_lora_weights(
 class _Gradient:
     """One layer's G while the passes go through it, and its compression afterwards."""
 
-    def __init__(self, name: str, layer: DeepLoraLinear, config: DeepLoraConfig, method: Method) -> None:
-        self.name, self.layer, self.config, self.method = name, layer, config, method
+    def __init__(self, name: str, config: DeepLoraConfig, method: Method) -> None:
+        self.name, self.config, self.method = name, config, method
         self.open = 0  # calls of the layer whose errors have not come back yet; more than one if it is shared
         self.total: Tensor | None = None
         self.result: Narrow | str = "zero"
 
-    def forward(self, sentinel: Tensor, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output + sentinel
-        if output.requires_grad:
-            self.open += 1
-            output.register_hook(partial(self.backward, args[0].detach()))
-        return output
-
     @torch.no_grad()
-    def backward(self, inputs: Tensor, errors: Tensor) -> None:
+    def add(self, inputs: Tensor, errors: Tensor) -> None:
+        """One call's part; the last one's is compressed at once."""
         dtype = torch.promote_types(errors.dtype, torch.float32)
         part = errors.flatten(0, -2).to(dtype).mT @ inputs.flatten(0, -2).to(dtype)
         self.total = part if self.total is None else self.total.add_(part)
@@ -99,17 +92,43 @@ class _Gradient:
         if total is not None and not torch.isfinite(total).all():
             self.result = "not finite"
         elif total is not None and total.any():
-            draws = generator(self.config, self.name)
-            self.result = compress_haar(
-                -total, self.config.rank // 2, self.config.depth, self.config.scale,
-                generator=draws, method=self.method,
-            )
+            c, draws = self.config, generator(self.config, self.name)
+            signal = total.neg_()
+            self.result = compress_haar(signal, c.rank // 2, c.depth, c.scale, generator=draws, method=self.method)
         return self.result
 
 
-def _layers(model: nn.Module, adapter_name: str) -> dict[str, DeepLoraLinear]:
-    """The layers with that adapter by name, or ValueError where there is nothing to compress."""
-    config = getattr(model, "peft_config", {}).get(adapter_name)
+class _Tap(torch.autograd.Function):
+    """The identity on a layer's output that shows the layer's inputs and errors to its _Gradient.
+
+    Saving the inputs through autograd notices if the model overwrites them, and frees them as early as it can.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, sentinel: Tensor, inputs: Tensor, gradient: _Gradient) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.gradient, ctx.zero = gradient, torch.zeros_like(sentinel)
+        gradient.open += 1
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        ctx.gradient.add(*ctx.saved_tensors, errors)
+        return errors, ctx.zero, None, None
+
+
+def _tap(
+    _: nn.Module, args: tuple[Tensor, ...], output: Tensor, *, sentinel: Tensor, gradient: _Gradient
+) -> Tensor | None:
+    """A forward hook; calls without a graph (under no_grad) are none of the loss's."""
+    apply: Any = _Tap.apply
+    return apply(output, sentinel, args[0].detach(), gradient) if torch.is_grad_enabled() else None
+
+
+def _aligned(model: nn.Module, adapter_name: str) -> tuple[DeepLoraConfig, dict[str, DeepLoraLinear]]:
+    """The adapter's configuration and layers by name, or ValueError where there is nothing to compress."""
+    configs: Any = getattr(model, "peft_config", {})
+    config = configs.get(adapter_name)
     if not isinstance(config, DeepLoraConfig) or config.form != "compressed":
         found = "there is none" if config is None else f"it is {getattr(config, 'form', type(config).__name__)!r}"
         raise ValueError(
@@ -119,7 +138,7 @@ def _layers(model: nn.Module, adapter_name: str) -> dict[str, DeepLoraLinear]:
     named = {n: m for n, m in model.named_modules() if isinstance(m, DeepLoraLinear) and adapter_name in m.scaling}
     if merged := [name for name, layer in named.items() if layer.merged]:
         raise ValueError(f"layer {merged[0]!r} has adapters merged into its weight: call unmerge_adapter() first")
-    return named
+    return config, named
 
 
 def _first(dataloader: Any) -> Any:
@@ -137,7 +156,8 @@ def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(_moved(value, device) for value in batch)
+        moved = [_moved(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch.to(device) if isinstance(batch, Tensor) else batch
 
 

@@ -2,21 +2,19 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
 from ...narrow import Narrow
 from .config import DeepLoraConfig
 from .layer import DeepLoraLinear
 
-if TYPE_CHECKING:
-    from .model import DeepLoraModel
-
 
 def combine(
-    model: "DeepLoraModel",
+    model: BaseTuner,
     adapters: list[str],
     weights: list[float],
     adapter_name: str,
@@ -30,57 +28,70 @@ def combine(
         product of two factors; if the summed rank does not fit, or one is wide, the form is wide. "svd", the best
         approximation of that rank, a product of two factors.
 
-    Raises ValueError if names are unknown, taken or target modules cannot be united, weights do not match or are not
-    finite, or the rank is missing or superfluous.
+    Biases that the adapters trained are not summed. The model is as it was if an error is raised.
+    Raises ValueError if names are unknown or taken, weights do not match or are not finite, the rank is missing,
+    superfluous or larger than a layer, or modules_to_save of the adapters would have to be summed.
     """
-    _check(model, adapters, weights, adapter_name, combination_type, rank)
+    configs = _checked(model, adapters, weights, adapter_name, combination_type, rank)
     layers = [m for m in model.modules() if isinstance(m, DeepLoraLinear) and set(adapters) & set(m.scaling)]
-    configs = [model.peft_config[name] for name in adapters]
-    config = _config(configs, min(min(layer.shape) for layer in layers), rank)
+    fits = min(min(layer.shape) for layer in layers)
+    if rank is not None and not 1 <= rank <= fits:
+        raise ValueError(f"rank = {rank}: the smallest layer of {adapters} allows 1 <= rank <= {fits}")
+    config = replace(_shape(configs, fits, rank), target_modules={layer.layer_name for layer in layers})
     model.peft_config[adapter_name] = config
-    model.inject_adapter(model.model, adapter_name)
-    for layer in layers:
-        if combination_type == "svd":
-            factors = _truncated(_sum(layer, adapters, weights), config.rank)
-        elif config.form == "wide":
-            factors = _dense(_sum(layer, adapters, weights))
-        else:
-            parts = zip(adapters, weights, configs, strict=True)
-            factors = _side_by_side([_part(layer, *part, deep=_deep(configs)) for part in parts])
-        layer.set_factors(adapter_name, factors)
+    try:
+        model.inject_adapter(model.model, adapter_name)
+    except BaseException:
+        del model.peft_config[adapter_name]
+        raise
+    parts = dict(zip(adapters, weights, strict=True))
+    for layer in model.modules():
+        if isinstance(layer, DeepLoraLinear) and adapter_name in layer.scaling:
+            layer.set_factors(adapter_name, _summed(layer, parts, configs, config.form, rank))
 
 
-def _cores(config: DeepLoraConfig) -> int:
-    return config.depth if config.form == "compressed" else config.depth - 2
-
-
-def _deep(configs: list[DeepLoraConfig]) -> bool:
-    """Whether the adapters have equally many cores, and so can be laid side by side factor by factor."""
-    return len({_cores(config) for config in configs}) == 1
-
-
-def _config(configs: list[DeepLoraConfig], fits: int, rank: int | None) -> DeepLoraConfig:
-    """The configuration of the sum: the first's, but for the shape of its factors."""
-    modules = [config.target_modules for config in configs]
-    united = modules[0] if isinstance(modules[0], str) else set().union(*modules)
-    plain = replace(configs[0], target_modules=united, alpha=None, form="narrow", depth=2)
+def _shape(configs: list[DeepLoraConfig], fits: int, rank: int | None) -> DeepLoraConfig:
+    """The configuration of the sum but for its layers, which are listed one by one."""
+    listed = replace(configs[0], exclude_modules=None, layers_to_transform=None, layers_pattern=None)
+    plain = replace(listed, modules_to_save=None, alpha=None, bias="none", form="narrow", depth=2)
     if rank is not None:
         return replace(plain, rank=rank)
     total = sum(config.rank for config in configs)
     if total > fits or any(config.form == "wide" for config in configs):
         return replace(plain, form="wide")
-    if not _deep(configs):
+    if not _alike(configs):
         return replace(plain, rank=total)
     if all(config.form == "compressed" for config in configs):
         return replace(plain, rank=total, form="compressed", depth=configs[0].depth)
     return replace(plain, rank=total, depth=_cores(configs[0]) + 2)
 
 
+def _cores(config: DeepLoraConfig) -> int:
+    return config.depth if config.form == "compressed" else config.depth - 2
+
+
+def _alike(configs: list[DeepLoraConfig]) -> bool:
+    """Whether the adapters have equally many cores, and so can be laid side by side factor by factor."""
+    return len({_cores(config) for config in configs}) == 1
+
+
+def _summed(
+    layer: DeepLoraLinear, weights: dict[str, float], configs: list[DeepLoraConfig], form: str, rank: int | None
+) -> Narrow:
+    """sum_i weights_i Delta_i of one layer, as factors of the shape that `_shape` has chosen."""
+    if rank is not None:
+        return _truncated(_delta(layer, weights), rank)
+    if form == "wide":
+        return _dense(_delta(layer, weights))
+    parts, deep = zip(weights.items(), configs, strict=True), _alike(configs)
+    return _side_by_side([_part(layer, name, weight, part, deep=deep) for (name, weight), part in parts])
+
+
 def _part(layer: DeepLoraLinear, name: str, weight: float, config: DeepLoraConfig, *, deep: bool) -> Narrow:
-    """One summand with its weight and scaling in `left`; zeros where the layer does not have it."""
+    """One summand with its weight and scaling in `left`, its cores there too unless deep; 0 if the layer lacks it."""
     if name not in layer.scaling:
-        left, right = (torch.zeros(rows, config.rank) for rows in layer.shape)
-        return Narrow(left, (torch.zeros(config.rank, config.rank),) * (_cores(config) * deep), right)
+        left, right = (torch.zeros(rows, config.rank, device=layer.weight.device) for rows in layer.shape)
+        return Narrow(left, (left.new_zeros(config.rank, config.rank),) * (_cores(config) * deep), right)
     if deep:
         factors = layer.factors(name)
         return replace(factors, left=weight * layer.scaling[name] * factors.left)
@@ -90,15 +101,24 @@ def _part(layer: DeepLoraLinear, name: str, weight: float, config: DeepLoraConfi
 
 def _side_by_side(parts: list[Narrow]) -> Narrow:
     """sum_i left_i C_i ... C_i right_i^T as one network."""
-    device = next((part.left.device for part in parts if part.left.device.type != "cpu"), parts[0].left.device)
-    parts = [Narrow(p.left.to(device), tuple(c.to(device) for c in p.cores), p.right.to(device)) for p in parts]
-    cores = tuple(torch.block_diag(*cores) for cores in zip(*(part.cores for part in parts), strict=True))
+    cores = tuple(_block_diagonal(list(cores)) for cores in zip(*(part.cores for part in parts), strict=True))
     return Narrow(torch.hstack([p.left for p in parts]), cores, torch.hstack([p.right for p in parts]))
 
 
-def _sum(layer: DeepLoraLinear, adapters: list[str], weights: list[float]) -> Tensor:
-    """sum_i weights_i Delta_i, (outputs, inputs), in single precision at least."""
-    deltas = [w * layer.get_delta_weight(name) for name, w in zip(adapters, weights, strict=True) if name in layer.scaling]
+def _block_diagonal(blocks: list[Tensor]) -> Tensor:
+    whole = blocks[0].new_zeros(sum(map(len, blocks)), sum(map(len, blocks)))
+    corner = 0
+    for block in blocks:
+        whole[corner : corner + len(block), corner : corner + len(block)] = block
+        corner += len(block)
+    return whole
+
+
+def _delta(layer: DeepLoraLinear, weights: dict[str, float]) -> Tensor:
+    """sum_i weights_i Delta_i, (outputs, inputs), in single precision at least; 0 for a layer that has none of them."""
+    deltas = [weight * layer.get_delta_weight(name) for name, weight in weights.items() if name in layer.scaling]
+    if not deltas:
+        return torch.zeros(layer.shape, device=layer.weight.device)
     total = torch.stack(deltas).sum(0)
     return total.mT if layer.transposed else total
 
@@ -116,16 +136,21 @@ def _truncated(delta: Tensor, rank: int) -> Narrow:
     return Narrow(left[:, :rank] * roots, (), right[:rank].mT * roots)
 
 
-def _check(
-    model: "DeepLoraModel", adapters: list[str], weights: list[float], name: str, kind: str, rank: int | None
-) -> None:
+def _checked(
+    model: BaseTuner, adapters: list[str], weights: list[float], name: str, kind: str, rank: int | None
+) -> list[DeepLoraConfig]:
+    """The summands' configurations, or ValueError."""
     known = model.peft_config
-    if name in known or not adapters or set(adapters) - set(known):
-        raise ValueError(f"a sum {name!r} of {adapters}: give a new name, and summands among {list(known)}")
+    if name in known or not adapters or set(adapters) - set(known) or len(set(adapters)) < len(adapters):
+        raise ValueError(f"a sum {name!r} of {adapters}: give a new name, and different summands among {list(known)}")
     if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"weights = {weights} for the adapters {adapters}: give a finite number for each")
     if kind not in ("linear", "svd") or (kind == "svd") != (rank is not None):
         raise ValueError(f"combination_type = {kind!r} with rank = {rank}: take 'linear' without, or 'svd' with a rank")
-    modules = [known[adapter].target_modules for adapter in adapters]
-    if any(isinstance(names, str) for names in modules) and any(names != modules[0] for names in modules):
-        raise ValueError(f"target_modules {modules} cannot be united: give all adapters the same pattern, or lists")
+    wrapped = [(n, m) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    if heads := [n for n, m in wrapped if set(adapters) & set(m.modules_to_save)]:
+        raise ValueError(
+            f"{heads[0]!r} is in modules_to_save of {adapters}, and whole modules are not summed: sum adapters "
+            "that were trained without modules_to_save"
+        )
+    return [config for adapter in adapters if isinstance(config := known[adapter], DeepLoraConfig)]

@@ -14,18 +14,19 @@ Form = Literal["compressed", "narrow", "wide"]
 class DeepLoraConfig(PeftConfig):
     """W_0 + s F_L ... F_1 for m x n layers (m outputs, n inputs), in one of three forms.
 
-    form: "compressed", F_L ... F_1 = left C_L ... C_1 right^T with left (m, rank), right (n, rank) orthonormal and L cores
-        C_l = scale I. `initialize_deep_lora_weights` aligns left and right with the first gradient; until then
+    form: "compressed", F_L ... F_1 = left C_L ... C_1 right^T with left (m, rank), right (n, rank) orthonormal and L
+        cores C_l = scale I. `initialize_deep_lora_weights` aligns left and right with the first gradient; until then
         they are random, which is a valid adapter but a slow one. "narrow", L random semi-orthogonal factors of width
         rank. "wide", L factors of width min(m, n), whatever `rank` is: what the other two imitate.
     rank: the width, at most min(m, n); twice the rank that is taken from the gradient, so even if compressed.
     depth: L >= 2.
     scale: eps > 0, of each factor's (core's) start. The paper starts at Delta = O(eps^L), which is not zero, but 1e-9
-        with the defaults: below the resolution of W_0 in single precision. A larger one is a larger first change.
+        with the defaults: below the resolution of W_0 in single precision. A larger one is a larger first change. The
+        first gradients are of order scale^(L-1): Adam's own epsilon must be well below that.
     gamma: >= 0, learning rate of left and right relative to the cores' (see `deep_lora_parameter_groups`); 0 freezes
         them. For the compressed form only: in the others, all factors learn at one rate.
     alpha: s = alpha / width, as LoRA has it; by default s = 1, as the paper has it.
-    seed: of the random starts; every layer draws its own from this and its name.
+    seed: of the random starts, 0 <= seed < 2^32; every layer draws its own from this and its name.
     init_weights: False takes random orthogonal cores and scale = 1, so that the adapter changes the model at once.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in LoraConfig. Linear
         layers, also quantized, and transformers' Conv1D.
@@ -51,17 +52,22 @@ class DeepLoraConfig(PeftConfig):
     bias: Literal["none", "all", "deep_lora_only"] = "none"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PeftType("DEEP_LORA")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
         self._check_numbers()
-        if isinstance(self.target_modules, str) and (self.layers_to_transform or self.layers_pattern) is not None:
+        if isinstance(self.target_modules, str) and (self.layers_to_transform, self.layers_pattern) != (None, None):
             raise ValueError(
                 f"target_modules = {self.target_modules!r} is a pattern, which layers_to_transform and layers_pattern "
                 "cannot narrow down: put the layers into the pattern, or give a list of names"
+            )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ValueError(
+                f"layers_pattern = {self.layers_pattern!r} without layers_to_transform: it says where the numbers of "
+                "layers stand in module names; give the numbers too"
             )
 
     def _check_numbers(self) -> None:
@@ -80,5 +86,7 @@ class DeepLoraConfig(PeftConfig):
             )
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha = {self.alpha}: take a finite alpha > 0, or None for a scaling of 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed}: take 0 <= seed < 2^32")
         if self.bias not in ("none", "all", "deep_lora_only"):
             raise ValueError(f"bias = {self.bias!r}: take 'none', 'all' or 'deep_lora_only'")

@@ -1,9 +1,13 @@
 """A Deep LoRA adapter as a plain LoRA, exactly: A = right^T, B = s left C_L ... C_1."""
 
+import re
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from .config import DeepLoraConfig
 from .layer import DeepLoraLinear
 
 
@@ -19,7 +23,7 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
     """
     named = {n: m for n, m in model.named_modules() if isinstance(m, DeepLoraLinear) and adapter_name in m.scaling}
     if not named:
-        raise ValueError(f"no Deep LoRA layer has an adapter {adapter_name!r}: give a PeftModel and one of its adapters")
+        raise ValueError(f"no Deep LoRA layer has an adapter {adapter_name!r}: give a PeftModel and an adapter of it")
     state = {
         key: tensor
         for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
@@ -30,15 +34,18 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         right, top = layer.folded(adapter_name)
         state[f"{name}.lora_A.weight"] = right.detach().clone()
         state[f"{name}.lora_B.weight"] = top.to(right.dtype)
-        ranks[name.removeprefix("base_model.model.")] = len(right)
+        ranks[layer.layer_name] = len(right)
     return _config(model, adapter_name, ranks, transposed=any(layer.transposed for layer in named.values())), state
 
 
 def _config(model: nn.Module, adapter_name: str, ranks: dict[str, int], *, transposed: bool) -> LoraConfig:
     """Scaling alpha / r = 1 everywhere; the ranks of wide adapters differ from layer to layer."""
-    ours = model.peft_config[adapter_name]
+    configs: Any = model.peft_config
+    ours: DeepLoraConfig = configs[adapter_name]
     rank = max(ranks.values())
-    others = {name: size for name, size in ranks.items() if size != rank}
+    others = {
+        "^" + re.escape(name): size for name, size in ranks.items() if size != rank
+    }  # PEFT reads them as patterns
     kept = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
     return LoraConfig(
         r=rank,
@@ -46,7 +53,7 @@ def _config(model: nn.Module, adapter_name: str, ranks: dict[str, int], *, trans
         rank_pattern=others,
         alpha_pattern=others,
         fan_in_fan_out=transposed,
-        bias=ours.bias.replace("deep_lora", "lora"),
+        bias="lora_only" if ours.bias == "deep_lora_only" else ours.bias,
         task_type=ours.task_type,
         base_model_name_or_path=ours.base_model_name_or_path,
         **{name: getattr(ours, name) for name in kept},

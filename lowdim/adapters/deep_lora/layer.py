@@ -1,6 +1,5 @@
 """One linear layer with Deep LoRA adapters: y = W_0 x + b + s left C ... C right^T x."""
 
-from functools import reduce
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from .config import DeepLoraConfig
 from .start import start, width
 
 
-class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class DeepLoraLinear(nn.Module, BaseTunerLayer):
     """A Linear or Conv1D layer, plain or quantized, with any number of adapters, each kept as left, cores and right^T.
 
     layer: its name in the model, which seeds the random start and stands in error messages.
@@ -29,8 +28,10 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.layer_name = layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        sizes: Any = _get_in_out_features(self.get_base_layer())
+        self.in_features, self.out_features = sizes
         self.transposed = isinstance(self.get_base_layer(), Conv1D)  # whose weight is (inputs, outputs)
         self.deep_lora_right = nn.ParameterDict()  # (width, inputs): right^T
         self.deep_lora_cores = nn.ModuleDict()  # lists of (width, width), C_1 first
@@ -73,20 +74,31 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The first and the last factor, right^T and left."""
         return self.deep_lora_right[adapter_name], self.deep_lora_left[adapter_name]
 
+    def cores(self, adapter_name: str) -> list[nn.Parameter]:
+        """C_1, ..., C_L of a compressed adapter, the L - 2 factors between first and last of another."""
+        held = self.deep_lora_cores[adapter_name]
+        assert isinstance(held, nn.ParameterList)
+        return list(held)
+
     def factors(self, adapter_name: str) -> Narrow:
         """The adapter as a narrow network, without its scaling; shares memory with the parameters."""
         right, left = self.outer(adapter_name)
-        return Narrow(left, tuple(self.deep_lora_cores[adapter_name]), right.mT)
+        return Narrow(left, tuple(self.cores(adapter_name)), right.mT)
 
     @torch.no_grad()
     def set_factors(self, adapter_name: str, factors: Narrow) -> None:
         """Overwrite the parameters in place, so that an optimizer that holds them goes on with them."""
         right, left = self.outer(adapter_name)
-        for held, new in zip((*self.deep_lora_cores[adapter_name], right, left),
-                             (*factors.cores, factors.right.mT, factors.left), strict=True):
+        for held, new in zip(
+            (*self.cores(adapter_name), right, left),
+            (*factors.cores, factors.right.mT, factors.left),
+            strict=True,
+        ):
             if held.shape != new.shape:
-                raise ValueError(f"a factor of shape {tuple(new.shape)} for one of {tuple(held.shape)} in adapter "
-                                 f"{adapter_name!r}: give the factors of an adapter with the same configuration")
+                raise ValueError(
+                    f"a factor of shape {tuple(new.shape)} for one of {tuple(held.shape)} in adapter "
+                    f"{adapter_name!r}: give the factors of an adapter with the same configuration"
+                )
             held.copy_(new)
 
     def folded(self, adapter_name: str) -> tuple[Tensor, Tensor]:
@@ -96,7 +108,7 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """
         right, left = self.outer(adapter_name)
         with torch.autocast(left.device.type, enabled=False):
-            chain = [_single(factor) for factor in (left, *reversed(self.deep_lora_cores[adapter_name]))]
+            chain = [_single(factor) for factor in (left, *reversed(self.cores(adapter_name)))]
             top = torch.linalg.multi_dot(chain) if len(chain) > 1 else chain[0]
             return right, self.scaling[adapter_name] * top
 
@@ -115,10 +127,13 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """The adapted output; adapter_names gives one adapter, or "__base__", to each row of the batch."""
+        if adapter_names is not None and (self.merged or self.disable_adapters):
+            state = f"{self.merged_adapters} merged into the weight" if self.merged else "adapters disabled"
+            raise ValueError(f"adapter_names with {state}: call unmerge_adapter() and enable the adapters first")
         if self.disable_adapters and self.merged:
             self.unmerge()
         result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or (self.merged and adapter_names is None):
+        if self.disable_adapters or self.merged:
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
@@ -131,10 +146,6 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return total.to(result.dtype)
 
     def _mixed(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
-        if self.merged:
-            raise ValueError(
-                f"adapter_names with {self.merged_adapters} merged into the weight: call unmerge_adapter() first"
-            )
         for name in dict.fromkeys(adapter_names):
             if name in self.deep_lora_left:
                 rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
@@ -143,27 +154,32 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters (by default the active ones) to the weight; safe_merge refuses a sum that is not finite."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.deep_lora_left:
-                self._add(self.get_delta_weight(name), name, check=safe_merge)
-                self.merged_adapters.append(name)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.deep_lora_left]
+        if safe_merge:
+            self.check_sum(names)
+        for name in names:
+            self.set_base_weight(self._sum(name))
+            self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Subtract what was merged, the last first; exact up to the rounding of the weight's precision."""
         while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            self._add(-self.get_delta_weight(name), name)
+            self.set_base_weight(self._sum(self.merged_adapters.pop(), sign=-1))
+
+    def check_sum(self, adapter_names: list[str]) -> None:
+        """Raise ValueError if the weight with one of these adapters added is NaN or infinite."""
+        for name in adapter_names:
+            if name in self.deep_lora_left and not torch.isfinite(self._sum(name)).all():
+                raise ValueError(
+                    f"adapter {name!r} makes the weight of {self.layer_name!r} NaN or infinite, so it was not merged: "
+                    "go back to a checkpoint from before it diverged"
+                )
 
     @torch.no_grad()
-    def _add(self, delta: Tensor, adapter_name: str, *, check: bool = False) -> None:
-        weight = self.get_base_weight()
-        total = (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
-        if check and not torch.isfinite(total).all():
-            raise ValueError(
-                f"adapter {adapter_name!r} makes a weight NaN or infinite, so nothing was merged into this layer: "
-                "go back to a checkpoint from before it diverged"
-            )
-        self.set_base_weight(total)
+    def _sum(self, adapter_name: str, sign: int = 1) -> Tensor:
+        """The weight plus an adapter, computed in single precision at least and rounded to the weight's."""
+        weight, delta = self.get_base_weight(), self.get_delta_weight(adapter_name)
+        return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype).contiguous()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Every form is a product of two factors, so always."""

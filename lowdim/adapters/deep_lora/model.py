@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -13,8 +14,10 @@ from peft.utils import (
 )
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from ..undo import restored_on_error
 from .combination import combine
 from .config import DeepLoraConfig
 from .layer import DeepLoraLinear
@@ -23,23 +26,36 @@ PLAIN = "__base__"
 """PEFT's name for the model without any adapter, in the adapter_names of a mixed batch."""
 
 
-class DeepLoraModel(BaseTuner):  # type: ignore[misc]
+class DeepLoraModel(BaseTuner):
     """What `get_peft_model(model, DeepLoraConfig(...))` wraps."""
 
     prefix = "deep_lora_"
     tuner_layer_cls = DeepLoraLinear
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # lists of names, or a pattern
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, but an adapter that does not fit one of the layers is in none of them afterwards."""
+        with restored_on_error(model):
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            except BaseException:
+                for layer in self.modules():
+                    if isinstance(layer, DeepLoraLinear) and adapter_name not in layer.active_adapters:
+                        layer.delete_adapter(adapter_name)
+                raise
 
     def _create_and_replace(
         self,
-        config: DeepLoraConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        parameter_name: str | None = None,
     ) -> None:
+        config = peft_config
+        assert isinstance(config, DeepLoraConfig)
         if isinstance(target, DeepLoraLinear):
             target.update_layer(adapter_name, config, layer=current_key)
             return
@@ -75,6 +91,42 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
         if unknown := set(adapter_names) - set(self.peft_config) - {PLAIN}:
             raise ValueError(f"adapter_names holds {sorted(unknown)}: take from {[*self.peft_config, PLAIN]}")
 
+    def set_gamma(self, adapter_name: str, gamma: float) -> None:
+        """The rate of an active compressed adapter's left and right relative to its cores'; 0 freezes them.
+
+        It is saved with the adapter. The optimizer's groups are made from it by `deep_lora_parameter_groups`.
+        """
+        config = self.peft_config[adapter_name]
+        assert isinstance(config, DeepLoraConfig)
+        config.gamma = gamma
+        for layer in self.modules():
+            if isinstance(layer, DeepLoraLinear) and adapter_name in layer.gamma:
+                layer.set_gamma(adapter_name, gamma)
+                for factor in layer.outer(adapter_name):
+                    factor.requires_grad_(gamma > 0)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As PEFT's, but safe_merge looks at all layers before it merges the first."""
+        self._check_sums(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        self._check_sums(adapter_names, merge and safe_merge)
+        unloaded: Any = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        return unloaded
+
+    def _check_sums(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        for layer in self.modules():
+            if safe_merge and isinstance(layer, DeepLoraLinear):
+                wanted = layer.active_adapters if adapter_names is None else adapter_names
+                layer.check_sum([name for name in wanted if name not in layer.merged_adapters])
+
     def add_weighted_adapter(
         self,
         adapters: list[str],
@@ -89,6 +141,11 @@ class DeepLoraModel(BaseTuner):  # type: ignore[misc]
 
 def _check_kind(target: nn.Module, name: str, quantization: dict[str, Any]) -> None:
     """Raise ValueError unless the module is a linear layer, plain or quantized."""
+    if isinstance(target, NonDynamicallyQuantizableLinear):
+        raise ValueError(
+            f"module {name!r} belongs to a torch.nn.MultiheadAttention, which reads its weight and never calls it, so "
+            "an adapter would do nothing: choose others with target_modules, or exclude_modules=[...]"
+        )
     if isinstance(target, (nn.Linear, Conv1D)):
         return
     backend = resolve_quantization_backend(target, **quantization)
@@ -103,10 +160,11 @@ def _assign(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str], copies: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A forward pre-hook: one name for each row, repeated where generation has repeated the rows of the batch."""
-    rows = len(args[0])
+    rows = len(args[0]) if args else len(adapter_names)
     if rows not in (len(adapter_names), copies * len(adapter_names)):
         raise ValueError(
-            f"{len(adapter_names)} adapter_names for a batch of {rows}: give one to each input, or {PLAIN!r} for none"
+            f"{len(adapter_names)} adapter_names for a batch in which {type(module).__name__} sees {rows} rows: give "
+            f"one to each input, or {PLAIN!r} for none"
         )
     names = [name for name in adapter_names for _ in range(rows // len(adapter_names))]
     return args, {**kwargs, "adapter_names": names}

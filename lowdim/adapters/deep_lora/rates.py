@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .layer import DeepLoraLinear
+from .model import DeepLoraModel
 
 
 def deep_lora_parameter_groups(model: nn.Module, lr: float, gamma: float | None = None) -> list[dict[str, Any]]:
@@ -14,7 +15,8 @@ def deep_lora_parameter_groups(model: nn.Module, lr: float, gamma: float | None 
     "All else" are the cores, all factors of narrow and wide adapters, and whatever else trains: heads, biases.
 
     lr: > 0. The paper's compressed runs take 1e-2, its others 1e-4, with AdamW, weight decay 0 and no warm-up.
-    gamma: >= 0, by default each adapter's own. 0 freezes left and right, and a later value > 0 thaws them.
+    gamma: >= 0, by default each adapter's own, which this becomes. 0 freezes left and right, and a later value > 0
+        thaws them.
 
     Raises ValueError if a rate is out of range or the model has nothing to train.
     Yaras, Wang, Balzano & Qu 2024, arXiv 2406.04112.
@@ -32,15 +34,14 @@ def deep_lora_parameter_groups(model: nn.Module, lr: float, gamma: float | None 
 
 
 def _outer_rates(model: nn.Module, gamma: float | None) -> dict[int, float]:
-    """The relative rate of each outer factor by the id of the parameter, which is frozen or thawed on the way."""
-    rates = {}
+    """The relative rate of each outer factor by the id of the parameter; a given gamma becomes the adapters' own."""
+    rates: dict[int, float] = {}
+    for tuner in model.modules():
+        if isinstance(tuner, DeepLoraModel) and gamma is not None:
+            for name in tuner.active_adapters:
+                tuner.set_gamma(name, gamma)
     for layer in model.modules():
-        if not isinstance(layer, DeepLoraLinear):
-            continue
-        for name in set(layer.active_adapters) & set(layer.gamma):
-            if gamma is not None:
-                layer.set_gamma(name, gamma)
-                for factor in layer.outer(name):
-                    factor.requires_grad_(gamma > 0)
-            rates |= {id(factor): layer.gamma[name] for factor in layer.outer(name)}
+        if isinstance(layer, DeepLoraLinear):
+            for name in set(layer.active_adapters) & set(layer.gamma):
+                rates |= {id(factor): layer.gamma[name] for factor in layer.outer(name)}
     return rates
