@@ -1,7 +1,26 @@
 """lowdim: find the small subspace in which a deep low-rank model trains, and train only there."""
 
+from typing import TYPE_CHECKING, Any
+
 from .narrow import Narrow, compress, spectral
 from .refresh import refresh
 from .subspace import leading_subspace, principal_angles
 
+if TYPE_CHECKING:
+    from .adapters import DeepLoraConfig as DeepLoraConfig
+    from .adapters import deep_lora_parameter_groups as deep_lora_parameter_groups
+    from .adapters import initialize_deep_lora_weights as initialize_deep_lora_weights
+
 __all__ = ["Narrow", "compress", "leading_subspace", "principal_angles", "refresh", "spectral"]
+
+ADAPTERS = ("DeepLoraConfig", "deep_lora_parameter_groups", "initialize_deep_lora_weights")
+"""Not in __all__, because they need PEFT, and everything in it needs torch alone."""
+
+
+def __getattr__(name: str) -> Any:
+    """The adapters, imported with PEFT when one of them is first used."""
+    if name not in ADAPTERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import adapters
+
+    return getattr(adapters, name)
