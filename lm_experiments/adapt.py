@@ -1,0 +1,89 @@
+"""The model that trains: frozen weights with an adapter of a method, or the whole model; and who learns how fast."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lm_experiments.runs import FineTune
+from lowdim.adapters import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights
+
+FORMS = {"compressed": "compressed", "random": "compressed", "narrow": "narrow", "wide": "wide"}
+QUERY_VALUE = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v"]
+"""The projections of BERT, Llama, DistilBERT and T5."""
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def adapted(model: PreTrainedModel, spec: FineTune, batch: dict[str, Tensor], loss: Loss) -> nn.Module:
+    """The model with the spec's adapter, the compressed one aligned with the gradient of one batch.
+
+    Raises ValueError if the model has no layers of that kind, or the adapter does not fit.
+    """
+    if spec.method == "full":
+        return model
+    head = _head(model)
+    wrapped: nn.Module = get_peft_model(model, _config(spec, _targets(model, spec), [head] if head else None))
+    if spec.method == "compressed":
+        initialize_deep_lora_weights(wrapped, batch, loss)
+    return wrapped
+
+
+def parameter_groups(model: nn.Module, spec: FineTune) -> list[dict[str, Any]]:
+    """Groups for AdamW: the head at head_lr, a compressed adapter's outer factors at gamma lr, all else at lr."""
+    head = {id(p) for name, p in model.named_parameters() if p.requires_grad and _of_head(name)}
+    if spec.method in FORMS:
+        groups = deep_lora_parameter_groups(model, spec.lr)
+    else:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": spec.lr}]
+    groups = [{**group, "params": [p for p in group["params"] if id(p) not in head]} for group in groups]
+    groups.append({"params": [p for p in model.parameters() if id(p) in head], "lr": spec.head_lr})
+    return [group for group in groups if group["params"]]
+
+
+def trainable(model: nn.Module) -> dict[str, int]:
+    """Numbers of what trains: in the adapter (or the whole body), and in the head."""
+    sizes = [(_of_head(name), p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    return {"body": sum(n for head, n in sizes if not head), "head": sum(n for head, n in sizes if head)}
+
+
+def _of_head(name: str) -> bool:
+    return any(part in ("classifier", "score") for part in name.split("."))
+
+
+def _head(model: nn.Module) -> str | None:
+    """The name of a classification model's new layer."""
+    return next((name for name in ("classifier", "score") if hasattr(model, name)), None)
+
+
+def _targets(model: nn.Module, spec: FineTune) -> list[str]:
+    """Full names of the layers that get the adapter: linear ones of the body, without the head and the vocabulary's."""
+    head = {_head(model), "lm_head"}
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.split(".")[0] not in head]
+    if spec.layers == "attention":
+        names = [name for name in names if name.rpartition(".")[2] in QUERY_VALUE]
+    if not names:
+        raise ValueError(f"{spec.model} has no layers of the kind {spec.layers!r}: take layers = 'all'")
+    return names
+
+
+def _config(spec: FineTune, targets: list[str], heads: list[str] | None) -> PeftConfig:
+    shared: dict[str, Any] = {"target_modules": targets, "modules_to_save": heads}
+    if spec.method == "lora":
+        return LoraConfig(r=spec.rank, lora_alpha=spec.alpha, **shared)  # type: ignore[arg-type]
+    return DeepLoraConfig(
+        form=FORMS[spec.method],  # type: ignore[arg-type]
+        rank=spec.rank,
+        depth=spec.depth,
+        scale=spec.scale,
+        gamma=spec.gamma,
+        seed=spec.seed,
+        **shared,
+    )
+
+
+def autocast(spec: FineTune, device: torch.device) -> torch.autocast:
+    """Products in bfloat16, if the spec says so."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")
