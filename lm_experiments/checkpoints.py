@@ -26,7 +26,17 @@ from torch import Tensor
 from lm_experiments.run_folder import CHECKPOINT, METRICS, Log, check_ours, claim, clear_leftovers, sync, write
 from lm_experiments.trees import JSON, flatten, plain, random_state, restore_random_state, storable, unflatten
 
-__all__ = ["Checkpoint", "Log", "claim", "flatten", "latest", "random_state", "restore_random_state", "save", "unflatten"]
+__all__ = [
+    "Checkpoint",
+    "Log",
+    "claim",
+    "flatten",
+    "latest",
+    "random_state",
+    "restore_random_state",
+    "save",
+    "unflatten",
+]
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 FORMAT = 1
@@ -63,7 +73,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         _write(partial, step, owned, content)
         if (folder / METRICS).exists():
             sync(folder / METRICS)
-        if _same(partial, final):
+        if _same(partial, final, step):
             shutil.rmtree(partial)
         else:
             _make_room(folder, step)
@@ -92,7 +102,9 @@ def latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | Non
             continue
         loaded = safetensors.torch.load_file(path / TENSORS, device=str(device))
         # Copies: the file's own pages are not aligned as a fresh tensor is, by which products may round differently.
-        return Checkpoint(step, {name: tensor.clone() for name, tensor in loaded.items()}, _read(path / STATE))
+        return Checkpoint(
+            step, {name: tensor.clone() for name, tensor in loaded.items()}, json.loads((path / STATE).read_bytes())
+        )
     if faults:
         raise ValueError(f"no checkpoint is whole: {'; '.join(faults)}. Restore one, or move all away to begin again")
     return None
@@ -118,30 +130,32 @@ def _write(partial: Path, step: int, tensors: dict[str, Tensor], state: dict[str
     sync(partial / TENSORS)
     write(partial / STATE, json.dumps(state))
     shutil.copymode(partial / STATE, partial / TENSORS)  # safetensors gives others no access, whatever the umask
-    write(partial / MANIFEST, json.dumps(_manifest(partial, step), indent=1))
+    write(partial / MANIFEST, _manifest(step, _hashes(partial)))
     sync(partial)
 
 
-def _manifest(path: Path, step: int) -> dict[str, JSON]:
-    """What MANIFEST.json has to say of the files that are there."""
-    hashes: dict[str, JSON] = {}
+def _hashes(path: Path) -> dict[str, str]:
+    hashes = {}
     for name in (TENSORS, STATE):
         with (path / name).open("rb") as file:
             hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"format": FORMAT, "step": step, "sha256": hashes}
+    return hashes
+
+
+def _manifest(step: int, hashes: dict[str, str]) -> str:
+    return json.dumps({"format": FORMAT, "step": step, "sha256": hashes}, indent=1)
 
 
 def _fault(path: Path, step: int) -> str | None:
     """Why a checkpoint is not what was saved; None if it is."""
     try:
-        there, found = _read(path / MANIFEST), _manifest(path, step)
-    except (OSError, ValueError) as error:
-        return f"unreadable ({error})"
-    return None if there == found else f"{MANIFEST} has {there}, the files are {found}"
-
-
-def _read(path: Path) -> dict[str, JSON]:
-    return json.loads(path.read_bytes())
+        there, hashes = (path / MANIFEST).read_bytes(), _hashes(path)
+    except OSError as error:
+        return str(error)
+    if there == _manifest(step, hashes).encode():
+        return None
+    changed = [name for name, found in hashes.items() if found.encode() not in there]
+    return f"{', '.join(changed) or f'step {step}'} and {MANIFEST} do not match"
 
 
 def _steps(folder: Path) -> list[int]:
@@ -150,10 +164,10 @@ def _steps(folder: Path) -> list[int]:
     return sorted((int(found[1]) for name in names if (found := CHECKPOINT.fullmatch(name))), reverse=True)
 
 
-def _same(partial: Path, final: Path) -> bool:
+def _same(partial: Path, final: Path, step: int) -> bool:
     """Whether the new checkpoint is there already: a last step that is also an every-hundredth one."""
-    step = int(final.name.removeprefix("ckpt-"))
-    return final.exists() and not _fault(final, step) and _read(final / MANIFEST) == _read(partial / MANIFEST)
+    there = final / MANIFEST
+    return there.exists() and there.read_bytes() == (partial / MANIFEST).read_bytes() and not _fault(final, step)
 
 
 def _make_room(folder: Path, step: int) -> None:
@@ -167,6 +181,6 @@ def _make_room(folder: Path, step: int) -> None:
 
 def _discard(path: Path) -> None:
     """Renamed first, so that no kill leaves half a checkpoint under its name."""
-    leftover = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    leftover = path.with_name(f"{path.name}-old.tmp-{os.getpid()}")
     path.rename(leftover)
     shutil.rmtree(leftover)

@@ -44,6 +44,8 @@ class Interruption:
         # not print: the signal may have come inside one
         os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step{again}\n".encode())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]

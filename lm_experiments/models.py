@@ -132,7 +132,7 @@ def _located(name: str) -> tuple[str, str | None]:
     if name in FETCHED:
         return str(smollm2() if name == "smollm2" else fetch(name)), None
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
         return str(folder), None

@@ -25,7 +25,7 @@ from lm_experiments.trees import JSON, plain
 CONFIG, MANIFEST, METRICS = "config.json", "manifest.json", "metrics.jsonl"
 KIND = "run of lm_experiments"
 CHECKPOINT = re.compile(r"ckpt-(\d+)")
-LEFTOVER = re.compile(r"(?:ckpt-\d+|config\.json|manifest\.json)\.tmp-(\d+)")
+LEFTOVER = re.compile(r"(?:ckpt-\d+(?:-old)?|config\.json|manifest\.json)\.tmp-(\d+)")
 PACKAGES = ("torch", "numpy", "safetensors", "transformers", "peft", "accelerate", "datasets")
 LOG = logging.getLogger(__name__)
 

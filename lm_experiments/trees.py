@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Generator: TypeAlias = torch.Generator | np.random.Generator
 MAPPINGS = {f"${kind.__name__}": kind for kind in (dict, OrderedDict, Counter)}  # MultiStepLR keeps a Counter
 LOG = logging.getLogger(__name__)
@@ -120,15 +120,17 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], made: dict[Any, Tensor]) 
         return [_decode(item, tensors, made) for item in value]
     if not isinstance(value, dict):
         return value
-    mark, content = next(iter(value.items()), ("", None))
+    mark = next(iter(value), "")
     if not mark.startswith("$"):
         return {key: _decode(item, tensors, made) for key, item in value.items()}
+    content = value[mark]
     if mark == "$float":
         return struct.unpack(">d", bytes.fromhex(content))[0]
     if mark == "$tuple":
         return tuple(_decode(item, tensors, made) for item in content)
     if mark in MAPPINGS:
-        return MAPPINGS[mark]((_decode(key, {}, {}), _decode(item, tensors, made)) for key, item in content)
+        pairs = {_decode(key, {}, {}): _decode(item, tensors, made) for key, item in content}
+        return MAPPINGS[mark](pairs)
     name, order = content if mark == "$tensor" else (content, ())
     if mark not in ("$tensor", "$array", "$scalar") or name not in tensors:
         raise ValueError(f"{value!r:.80} in a state: no such tensor, or a mark that this version does not know")

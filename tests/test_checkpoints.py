@@ -2,7 +2,6 @@
 
 tests/toy_trainer.py is the run that is killed."""
 
-import copy
 import errno
 import json
 import logging
@@ -28,7 +27,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lm_experiments import checkpoints
 from lm_experiments.checkpoints import Log, claim, flatten, latest, random_state, restore_random_state, save, unflatten
 from lm_experiments.interruption import Interruption
 
@@ -126,7 +124,9 @@ def test_any_tree_comes_back_bit_for_bit_through_the_disk(shared_run, tree):
 
 def test_one_tensor_in_two_places_is_stored_once_and_stays_one(run):
     weight = torch.randn(4, 3)
-    save_tree(run, 1, {"embedding": weight, "head": weight, "part": weight[:2], "other": weight.clone(), "turned": weight.T})
+    save_tree(
+        run, 1, {"embedding": weight, "head": weight, "part": weight[:2], "other": weight.clone(), "turned": weight.T}
+    )
     assert set(latest(run).tensors) == {"embedding", "part", "other", "turned"}
     tree = latest_tree(run)
     assert tree["embedding"] is tree["head"]
@@ -238,12 +238,10 @@ def test_every_random_generator_goes_on_where_it_was(run):
     given["old"] = np.random.Generator(np.random.MT19937(7))  # its state holds an array
 
     def draw():
-        own = [torch.rand(3, generator=given["batches"]).tolist(), given["noise"].random(3).tolist()]
-        return [*own, given["old"].random(2).tolist(), torch.rand(3).tolist(), random.random(), random.gauss(0, 1)] + [
-            np.random.randn(3).tolist()
-        ]
+        own = [torch.rand(3, generator=given["batches"]).tolist(), given["noise"].random(3), given["old"].random(2)]
+        return [*map(list, own), torch.rand(3).tolist(), random.random(), random.gauss(0, 1), np.random.randn()]
 
-    draw(), random.gauss(0, 1), np.random.randn()  # odd counts: both keep a spare Gaussian
+    draw(), random.gauss(0, 1), random.gauss(0, 1)  # an odd number, so that both keep a spare Gaussian
     save_tree(run, 1, random_state(**given))
     expected = draw()
     draw()
@@ -524,9 +522,10 @@ def test_a_signal_is_a_flag_until_the_step_edge(number, code, capfd):
 
 
 def test_the_second_ctrl_c_ends_at_once_and_an_ignored_one_stays_ignored():
-    with pytest.raises(KeyboardInterrupt), Interruption():
+    with Interruption():
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with Interruption() as interrupted:

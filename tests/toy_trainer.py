@@ -7,6 +7,7 @@ python toy_trainer.py --everywhere FOLDER    kills it at every file event, each 
 """
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -100,6 +101,7 @@ def forked(folder: Path, **arming) -> tuple[int, str]:
 def kill_everywhere(work: Path) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         train(work / "first")  # imports what torch imports late, which each fork would do again
+    gc.freeze()  # a collection in a fork would touch, so copy, all of its memory
     events = work / "events"
     forked(work / "whole", crash_at=None, log_path=str(events))
     whole = (work / "whole" / "final").read_bytes()
