@@ -32,7 +32,9 @@ class Encoded:
         return {**padded, "labels": labels.float() if labels.is_floating_point() else labels}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, task: TextTask, examples: Examples, length: int, *, asks: bool) -> Encoded:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, task: TextTask, examples: Examples, length: int, *, asks: bool
+) -> Encoded:
     """Tokens of prompts for causal models (asks), else of the texts as the model's pretraining paired them.
 
     What is longer than `length` tokens loses its end; a prompt loses its beginning, since the question stands last.

@@ -42,12 +42,13 @@ class Diverged(ArithmeticError):
 class Setting:
     """The model, the examples and the question, as the spec says."""
 
-    def __init__(self, spec: FineTune, source: Path | None) -> None:
+    def __init__(self, spec: FineTune, source: Path | None, device: torch.device) -> None:
         self.spec, self.task = spec, text.TASKS[spec.task]
         train, validation = (text.load(spec.task, split, source) for split in ("train", "validation"))
         chosen = text.fewshot(train, spec.examples or len(train), spec.seed)
         tested = held_out(validation, spec.part, spec.held_out)
         self.model, tokenizer = _load(spec, self.task)
+        self.model.to(device)  # type: ignore[arg-type]
         self.words = _words(self.task, tokenizer) if self.asks else None
         self.train = encode(tokenizer, self.task, chosen, spec.length, asks=self.asks)
         self.test = encode(tokenizer, self.task, tested, spec.length, asks=self.asks)
@@ -106,10 +107,10 @@ def finetune(
     if here.first:
         checkpoints.claim(folder, {**spec.described(), "processes": here.size, "parallel": parallel})
     torch.manual_seed(spec.seed)
-    setting = Setting(spec, source)
+    setting = Setting(spec, source, here.device)
     first = moved(setting.train.batch(order(len(setting.train), spec.batch, spec.seed, 1)), here.device)
     with autocast(spec, here.device):
-        body = adapted(setting.model.to(here.device), spec, first, setting.loss)
+        body = adapted(setting.model, spec, first, setting.loss)
     model = here.wrapped(body, parallel)
     run = Run(setting, model, body, folder, here)
     with Interruption() as interrupted:
@@ -178,8 +179,10 @@ class Run:
         total = torch.zeros((), device=here.device)
         for number, part in enumerate(parts, 1):
             with here.together(self.model, last=number == len(parts)), autocast(self.spec, here.device):
-                loss = self.setting.loss(self.model, moved(train.batch(part), here.device)) * len(part) / self.spec.batch
-                (loss * here.size).backward()  # DDP and FSDP take the mean over processes
+                loss = (
+                    self.setting.loss(self.model, moved(train.batch(part), here.device)) * len(part) / self.spec.batch
+                )
+                torch.autograd.backward(loss * here.size)  # DDP and FSDP take the mean over processes
             total += loss.detach()
         return here.total(total)
 
@@ -231,5 +234,7 @@ def _words(task: text.TextTask, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """The first token of each class's word."""
     first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in task.words]
     if len(set(first)) < len(first):
-        raise ValueError(f"{task.name}: the words {task.words} begin with the same token: give a model that tells them apart")
+        raise ValueError(
+            f"{task.name}: the words {task.words} begin with the same token: give a model that tells them apart"
+        )
     return torch.tensor(first)

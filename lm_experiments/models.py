@@ -75,6 +75,14 @@ def load(
     return model, tokenizer
 
 
+def is_causal(name: str) -> bool:
+    """Whether a model was pretrained to continue text, and so can answer by words. Raises as `load` does."""
+    where, revision = _located(name)
+    with _quiet(), _explained(name):
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    return _continues_text(config)
+
+
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct in float32, made once of the fetched GGUF file, whose weights are 4-bit.
 
@@ -147,7 +155,7 @@ def _located(name: str) -> tuple[str, str | None]:
 
 def _adapt(config: PreTrainedConfig, name: str, classes: int | None, layers: int | None, dropout: float | None) -> None:
     if classes is None:
-        if not set(config.architectures or []) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        if not _continues_text(config):
             held = ", ".join(config.architectures or ["no architecture"])
             raise ValueError(f"{name} holds {held}, not a causal language model: give `classes`, or take smollm2")
     else:
@@ -161,6 +169,10 @@ def _adapt(config: PreTrainedConfig, name: str, classes: int | None, layers: int
             raise ValueError(f"{name} has no dropout to set: leave `dropout` out")
         for key in rates:
             setattr(config, key, dropout)
+
+
+def _continues_text(config: PreTrainedConfig) -> bool:
+    return bool(set(config.architectures or []) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
 
 
 def _is_dropout(key: str, value: object) -> bool:

@@ -1,6 +1,6 @@
 """One process, or several under torchrun: who I am, whose share is what, and one view of the model for a checkpoint.
 
-    torchrun --standalone --nproc-per-node 2 -m lm_experiments finetune ...
+torchrun --standalone --nproc-per-node 2 -m lm_experiments finetune ...
 """
 
 import os
@@ -74,7 +74,9 @@ class Processes:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """This process as torchrun started it: on its GPU with NCCL, else on the CPU with gloo; alone without torchrun."""
-    rank, size, local = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, size, local = (
+        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     begun = "RANK" in os.environ and not dist.is_initialized()
     if begun:
@@ -87,7 +89,7 @@ def processes() -> Iterator[Processes]:
 
 
 def training_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """All that trains and the optimizer's state, whole and on the CPU; every process calls it, the first one has all."""
+    """All that trains and the optimizer's state, on the CPU; every process calls it, and the first one has it whole."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     return {
         "model": get_model_state_dict(model, options=options),

@@ -84,7 +84,9 @@ class FineTune:
         if self.method in ("compressed", "random") and self.rank % 2:
             raise ValueError(f"rank = {self.rank} is odd: half of it comes from the gradient; take {self.rank + 1}")
         if self.watch and self.method == "full":
-            raise ValueError("watch = True with method = full: updates are watched in adapters only; take watch = False")
+            raise ValueError(
+                "watch = True with method = full: updates are watched in adapters only; take watch = False"
+            )
 
     @property
     def evaluations(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What an adapter has learned: singular values of each layer's update, and how early it points where it ends."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,8 +17,10 @@ DIRECTIONS = 8  # dimensions of the leading subspace that is followed
 @torch.no_grad()
 def updates(model: nn.Module) -> dict[str, Tensor]:
     """W - W_0 of each adapted layer by name, (outputs, inputs)."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    found = {name.removeprefix("base_model.model."): layer.get_delta_weight("default") for name, layer in layers.items()}
+    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    found = {
+        name.removeprefix("base_model.model."): layer.get_delta_weight("default") for name, layer in layers.items()
+    }
     return {name: (u.full_tensor() if isinstance(u, DTensor) else u).float().cpu() for name, u in found.items()}
 
 

@@ -1,0 +1,140 @@
+"""The named experiments: which runs answer which question of Yaras, Wang, Balzano & Qu 2024 (arXiv 2406.04112).
+
+Learning rates are chosen first, for each method alike, on the other half of the validation examples and with seeds that
+no later run has ("rates"); all later runs take the best one. Sizes "small" run on two CPU cores in about eight hours
+together; "full" are the paper's models and sizes, for a GPU, and were not run here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from lm_experiments import records
+from lm_experiments.runs import FineTune
+from lm_experiments.tasks.text import TASKS
+
+Size = Literal["small", "full"]
+Cells = tuple[FineTune, ...]
+MINILM = FineTune(model="minilm", examples=256, steps=200, length=64)
+SMOLLM2 = FineTune(
+    model="smollm2",
+    task="sst2",
+    examples=128,
+    steps=60,
+    every=20,
+    held_out=300,
+    length=64,
+    precision="bf16",
+)
+BERT = FineTune(model="google-bert/bert-base-cased", examples=1024, steps=1000, every=100, held_out=0)
+TUNING = 100  # seeds from here on choose learning rates
+GRIDS: dict[str, tuple[float, ...]] = {
+    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+    "compressed": (1e-3, 3e-3, 1e-2, 3e-2),
+    "narrow": (1e-4, 3e-4, 1e-3, 3e-3),
+    "wide": (3e-5, 1e-4, 3e-4, 1e-3),
+}
+"""Learning rates tried for each method. Outer factors at random learn with the rate of the compressed form."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question and the runs that answer it."""
+
+    question: str
+    """One line."""
+    cells: Callable[[Size], Cells]
+    """All runs, in an order in which a part of them is already worth something; their lr is chosen later, if tuned."""
+    tuned: bool = True
+    """Whether `chosen` gives the cells' learning rates."""
+
+
+def grid(base: FineTune, seeds: int, **choices: tuple[Any, ...]) -> Cells:
+    """Every combination of the choices, for one seed after the other."""
+    cells = [base]
+    for name, values in choices.items():
+        cells = [replace(cell, **{name: value}) for cell in cells for value in values]
+    return tuple(replace(cell, seed=seed) for seed in range(seeds) for cell in cells)
+
+
+def _base(size: Size) -> FineTune:
+    return MINILM if size == "small" else BERT
+
+
+def _rates(size: Size) -> Cells:
+    return tuple(cell for base, methods in _tuned_on(size) for method in methods for cell in _tries(base, method))
+
+
+def _tuned_on(size: Size) -> Iterator[tuple[FineTune, tuple[str, ...]]]:
+    """Where learning rates are chosen: STS-B for scores, SST-2 for classes."""
+    base = _base(size)
+    both = ("lora", "compressed")
+    yield replace(base, task="stsb"), (*both, "narrow", "wide")
+    yield replace(base, task="sst2"), both
+    if size == "small":
+        yield SMOLLM2, both
+
+
+def _tries(base: FineTune, method: str) -> Cells:
+    cell = replace(base, method=method, part="tuning", seed=TUNING)  # type: ignore[arg-type]
+    return tuple(replace(cell, lr=lr) for lr in GRIDS[method])
+
+
+def chosen(cell: FineTune, read: Callable[[FineTune], records.Record | None] = records.read) -> FineTune:
+    """The cell with the best learning rate tried for its model, its method and its kind of task.
+
+    Raises ValueError if those runs are not there yet.
+    """
+    method = "compressed" if cell.method == "random" else cell.method
+    task = "stsb" if cell.task == "stsb" else "sst2"
+    bases = [base for size in get_args(Size) for base, _ in _tuned_on(size)]
+    base = next(b for b in bases if (b.model, b.task) == (cell.model, task))
+    tries = [(lr.lr, read(lr)) for lr in _tries(base, method)]
+    if missing := [rate for rate, record in tries if record is None]:
+        raise ValueError(f"no record of lr = {missing[0]:g} for {method}, {task}: python -m lm_experiments rates first")
+    metric = TASKS[task].metric
+    best = max(tries, key=lambda found: found[1].score(metric))  # type: ignore[union-attr]
+    return replace(cell, lr=best[0])
+
+
+def _fewshot(size: Size) -> Cells:
+    sizes, seeds = ((64, 256, 1024), 5) if size == "small" else ((16, 64, 256), 20)
+    base = replace(_base(size), steps=200 if size == "small" else 500)
+    return grid(base, seeds, examples=sizes, method=("lora", "compressed"))
+
+
+def _glue(size: Size) -> Cells:
+    tasks = ("sst2", "rte", "mrpc", "qnli", "mnli", "qqp") + (() if size == "small" else ("cola", "stsb"))
+    base = replace(_base(size), held_out=400 if size == "small" else 0)
+    return grid(base, 5 if size == "small" else 10, task=tasks, method=("lora", "compressed"))
+
+
+def _rank(size: Size) -> Cells:
+    base = MINILM if size == "small" else replace(BERT, examples=16, steps=200)
+    return grid(base, 5, rank=(8, 2, 64, 4, 32, 16), method=("lora", "compressed"))
+
+
+def _forms(size: Size) -> Cells:
+    base = replace(MINILM if size == "small" else replace(BERT, examples=16, steps=200), watch=True)
+    return grid(base, 3 if size == "small" else 5, method=("compressed", "narrow", "wide", "lora"))
+
+
+def _outer(size: Size) -> Cells:
+    cells = grid(_base(size), 5, method=("random",), gamma=(0.01, 0.0))
+    return cells + grid(_base(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
+
+
+def _smollm2(size: Size) -> Cells:
+    base = SMOLLM2 if size == "small" else replace(SMOLLM2, model="HuggingFaceTB/SmolLM2-135M")
+    return grid(base, 3 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "rates": Experiment("Which learning rate is best for each method?", _rates, tuned=False),
+    "fewshot": Experiment("Does Deep LoRA beat LoRA on STS-B, the more the fewer examples there are?", _fewshot),
+    "forms": Experiment("Does the compressed form learn as the wide one does, and the narrow one more slowly?", _forms),
+    "outer": Experiment("Do outer factors from the gradient beat random ones, and what does gamma do?", _outer),
+    "rank": Experiment("Is Deep LoRA robust to its rank where LoRA is not?", _rank),
+    "smollm2": Experiment("Does what holds for an encoder hold for a causal language model?", _smollm2),
+    "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),
+}
