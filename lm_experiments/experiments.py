@@ -31,8 +31,8 @@ TUNING = 100  # seeds from here on choose learning rates
 GRIDS: dict[str, tuple[float, ...]] = {
     "lora": (3e-4, 1e-3, 3e-3, 1e-2),
     "compressed": (1e-3, 3e-3, 1e-2, 3e-2),
-    "narrow": (1e-4, 3e-4, 1e-3, 3e-3),
-    "wide": (3e-5, 1e-4, 3e-4, 1e-3),
+    "narrow": (3e-4, 1e-3, 3e-3),
+    "wide": (1e-4, 3e-4, 1e-3),
 }
 """Learning rates tried for each method. Outer factors at random learn with the rate of the compressed form."""
 
