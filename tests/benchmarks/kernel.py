@@ -160,10 +160,14 @@ def _peak(name: str, size: Size) -> float:
         small = calls(TINY if size == TINY else Size(size.layers, size.tokens, size.words, 1))[name]
         small()  # imports and thread pools
         call = calls(size)[name]
-        Path("/proc/self/clear_refs").write_text("5")  # the mark falls to what is held now
-        before = _status("VmRSS")
-        call()
-        return (_status("VmHWM") - before) / 1e3
+        return above(call, _status("VmRSS"))
+
+
+def above(call: Call, before: float) -> float:
+    """MB that the process holds at the highest while the call runs, beyond `before` [kB]."""
+    Path("/proc/self/clear_refs").write_text("5")  # the mark falls to what is held now
+    call()
+    return (_status("VmHWM") - before) / 1e3
 
 
 def _status(key: str) -> float:
