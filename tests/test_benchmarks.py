@@ -1,5 +1,6 @@
 """The counts behind ./run bench, without a clock."""
 
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import pytest
 from sims.dynamics import gradient_descent, rollout
 from sims.losses import Factorization, Sensing
 from sims.start import problem_start, problem_target, sensing_operators, to_torch
-from tests.benchmarks import jax_step, kernel, seen, steps
+from tests.benchmarks import adapters, jax_step, kernel, seen, steps
 from tests.benchmarks.__main__ import PEERS, SHRUNK, main
 from tests.benchmarks.timing import Repeated, machine, medians, peak_bytes
 
@@ -161,12 +162,14 @@ def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixtur
     ]
     assert [(row[0], row[4]) for row in others[:8]] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
     assert {row[1] for row in others[8:] if row[0] == "reduced step"} == {"20", "40", "100", "1000", "10000", "100000"}
+    if adapters.available():
+        assert others.pop()[:2] == ["8", "2 x 8"]  # rank, tokens
     if kernel.available():
         assert others.pop()[:4] == ["1", "8", "3", "223"]  # layers, tokens, n, thousands of parameters
     assert [row[:2] for row in others[-10:-8]] == [["20", "1%"], ["20", "2%"]]
     for unit in ("[ms]", "[kB]", "[us]", "[GiB]", "[CPU s]"):
         assert unit in printed
-    assert printed.count("reached") == 10 + 3 * jax_step.available() + 4 * kernel.available()
+    assert printed.count("reached") == 10 + 3 * jax_step.available() + 4 * kernel.available() + 5 * adapters.available()
 
 
 def test_the_machine_is_named() -> None:
@@ -174,3 +177,11 @@ def test_the_machine_is_named() -> None:
     assert processor.split(";")[0]
     assert np.__version__ in numpys
     assert "threads: " in torchs
+
+
+@pytest.mark.skipif(not adapters.available(), reason="needs transformers and PEFT")
+@pytest.mark.parametrize("rank", [2, 8])
+def test_a_compressed_adapter_has_l_r_squared_more_parameters_a_layer_than_lora(rank: int) -> None:
+    size = replace(adapters.TINY, rank=rank)
+    deep, lora = (adapters.trained(size.adapted(name)) for name in (adapters.DEEP, adapters.LORA))
+    assert deep - lora == 7 * size.layers * 3 * rank**2

@@ -1,7 +1,7 @@
-"""Compressed Deep LoRA against PEFT's LoRA of equal rank, on a Llama with the shape of SmolLM2-135M and random weights.
+"""Compressed Deep LoRA against PEFT's LoRA of equal rank, on a Llama of SmolLM2-135M's shape with random weights.
 
-Weights do not matter to time and memory. All linear layers of the blocks get an adapter; a step is forward, backward and
-AdamW on one batch.
+Neither time nor memory depends on the weights. All linear layers of the blocks get an adapter; a step is forward,
+backward and AdamW on one batch.
 """
 
 import importlib.util
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from tests.benchmarks.kernel import above
