@@ -12,6 +12,7 @@ from lm_experiments.runs import FineTune
 from lowdim.adapters import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights
 
 FORMS = {"compressed": "compressed", "random": "compressed", "narrow": "narrow", "wide": "wide"}
+HEADS = ("classifier", "score", "classification_head")  # of BERT, Llama and T5
 QUERY_VALUE = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v"]
 """The projections of BERT, Llama, DistilBERT and T5."""
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -24,7 +25,7 @@ def adapted(model: PreTrainedModel, spec: FineTune, batch: dict[str, Tensor], lo
     """
     if spec.method == "full":
         return model
-    head = _head(model)
+    head = head_of(model)
     wrapped: nn.Module = get_peft_model(model, _config(spec, _targets(model, spec), [head] if head else None))
     if spec.method == "compressed":
         initialize_deep_lora_weights(wrapped, batch, loss)
@@ -50,17 +51,17 @@ def trainable(model: nn.Module) -> dict[str, int]:
 
 
 def _of_head(name: str) -> bool:
-    return any(part in ("classifier", "score") for part in name.split("."))
+    return any(part in HEADS for part in name.split("."))
 
 
-def _head(model: nn.Module) -> str | None:
-    """The name of a classification model's new layer."""
-    return next((name for name in ("classifier", "score") if hasattr(model, name)), None)
+def head_of(model: nn.Module) -> str | None:
+    """The name of a classification model's new layer; None of one that continues text."""
+    return next((name for name in HEADS if hasattr(model, name)), None)
 
 
 def _targets(model: nn.Module, spec: FineTune) -> list[str]:
     """Full names of the layers that get the adapter: linear ones of the body, without the head and the vocabulary's."""
-    head = {_head(model), "lm_head"}
+    head = {head_of(model), "lm_head"}
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.split(".")[0] not in head]
     if spec.layers == "attention":
         names = [name for name in names if name.rpartition(".")[2] in QUERY_VALUE]

@@ -61,6 +61,10 @@ def _base(size: Size) -> FineTune:
     return MINILM if size == "small" else BERT
 
 
+def _causal(size: Size) -> FineTune:
+    return SMOLLM2 if size == "small" else replace(SMOLLM2, model="HuggingFaceTB/SmolLM2-135M")
+
+
 def _rates(size: Size) -> Cells:
     return tuple(cell for base, methods in _tuned_on(size) for method in methods for cell in _tries(base, method))
 
@@ -71,8 +75,7 @@ def _tuned_on(size: Size) -> Iterator[tuple[FineTune, tuple[str, ...]]]:
     both = ("lora", "compressed")
     yield replace(base, task="stsb"), (*both, "narrow", "wide")
     yield replace(base, task="sst2"), both
-    if size == "small":
-        yield SMOLLM2, both
+    yield _causal(size), both
 
 
 def _tries(base: FineTune, method: str) -> Cells:
@@ -125,8 +128,7 @@ def _outer(size: Size) -> Cells:
 
 
 def _smollm2(size: Size) -> Cells:
-    base = SMOLLM2 if size == "small" else replace(SMOLLM2, model="HuggingFaceTB/SmolLM2-135M")
-    return grid(base, 3 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
+    return grid(_causal(size), 3 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_experiments import checkpoints, models
-from lm_experiments.adapt import adapted, autocast, parameter_groups, trainable
+from lm_experiments.adapt import adapted, autocast, head_of, parameter_groups, trainable
 from lm_experiments.batches import by_length, encode, held_out, order
 from lm_experiments.interruption import Interruption
 from lm_experiments.metrics import score
@@ -57,7 +57,7 @@ class Setting:
     @property
     def asks(self) -> bool:
         """Whether the model answers by words, having no head."""
-        return not any(hasattr(self.model, name) for name in ("classifier", "score"))
+        return head_of(self.model) is None
 
     def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Scores (batch,), or the logits of the classes (batch, classes)."""

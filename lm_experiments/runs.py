@@ -59,7 +59,7 @@ class FineTune:
     every: int = 50
     """Steps from one evaluation to the next; there is one before the first step, too, and one after the last."""
     held_out: int = 600
-    """Validation examples to evaluate on; 0 takes all of the part."""
+    """Validation examples to evaluate on at most; 0 takes all of the part."""
     part: Literal["tuning", "report"] = "report"
     """Which half of the validation examples, divided once for all: learning rates are chosen on the other half."""
     watch: bool = False
