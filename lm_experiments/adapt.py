@@ -18,6 +18,14 @@ QUERY_VALUE = ["query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v"]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
+@torch.no_grad()
+def centre(model: nn.Module, mean: float) -> None:
+    """Let a new regression head start at the mean of what it is to predict, if it has a bias."""
+    layers = [m for m in model.get_submodule(str(head_of(model))).modules() if isinstance(m, nn.Linear)]
+    if layers[-1].bias is not None:
+        layers[-1].bias.fill_(mean)
+
+
 def adapted(model: PreTrainedModel, spec: FineTune, batch: dict[str, Tensor], loss: Loss) -> nn.Module:
     """The model with the spec's adapter, the compressed one aligned with the gradient of one batch.
 

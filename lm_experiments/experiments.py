@@ -122,6 +122,11 @@ def _forms(size: Size) -> Cells:
     return grid(base, 3 if size == "small" else 5, method=("compressed", "narrow", "wide", "lora"))
 
 
+def _centre(size: Size) -> Cells:
+    base = replace(_base(size), task="stsb", centre=False)
+    return grid(base, 3, method=("lora", "compressed"))
+
+
 def _outer(size: Size) -> Cells:
     cells = grid(_base(size), 5, method=("random",), gamma=(0.01, 0.0))
     return cells + grid(_base(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
@@ -136,6 +141,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fewshot": Experiment("Does Deep LoRA beat LoRA on STS-B, the more the fewer examples there are?", _fewshot),
     "forms": Experiment("Does the compressed form learn as the wide one does, and the narrow one more slowly?", _forms),
     "outer": Experiment("Do outer factors from the gradient beat random ones, and what does gamma do?", _outer),
+    "centre": Experiment("What if the first gradient is spent on the mean score?", _centre),
     "rank": Experiment("Is Deep LoRA robust to its rank where LoRA is not?", _rank),
     "smollm2": Experiment("Does what holds for an encoder hold for a causal language model?", _smollm2),
     "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_experiments import checkpoints, models
-from lm_experiments.adapt import adapted, autocast, head_of, parameter_groups, trainable
+from lm_experiments.adapt import adapted, autocast, centre, head_of, parameter_groups, trainable
 from lm_experiments.batches import by_length, encode, held_out, order
 from lm_experiments.interruption import Interruption
 from lm_experiments.metrics import score
@@ -48,6 +48,8 @@ class Setting:
         chosen = text.fewshot(train, spec.examples or len(train), spec.seed)
         tested = held_out(validation, spec.part, spec.held_out)
         self.model, tokenizer = _load(spec, self.task)
+        if spec.centre and self.task.classes == 1:
+            centre(self.model, float(chosen.labels.mean()))
         self.model.to(device)  # type: ignore[arg-type]
         self.words = _words(self.task, tokenizer) if self.asks else None
         self.train = encode(tokenizer, self.task, chosen, spec.length, asks=self.asks)
