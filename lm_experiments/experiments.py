@@ -29,8 +29,8 @@ SMOLLM2 = FineTune(
 BERT = FineTune(model="google-bert/bert-base-cased", examples=1024, steps=1000, every=100, held_out=0)
 TUNING = 100  # seeds from here on choose learning rates
 GRIDS: dict[str, tuple[float, ...]] = {
-    "lora": (1e-4, 3e-4, 1e-3, 3e-3),
-    "compressed": (1e-3, 3e-3, 1e-2, 3e-2),
+    "lora": (1e-4, 3e-4, 1e-3),
+    "compressed": (3e-3, 1e-2, 3e-2),
     "narrow": (3e-4, 1e-3, 3e-3),
     "wide": (1e-4, 3e-4, 1e-3),
 }

@@ -41,7 +41,7 @@ class FineTune:
     lr: float = 1e-3
     """Of the adapter, or of the model if method = full; the head's is head_lr."""
     centre: bool = True
-    """A score's head starts at the mean score of the examples; otherwise the first gradient says little but that mean."""
+    """A score's head starts at the mean score; otherwise the first gradient says little else than that mean."""
     head_lr: float = 1e-3
     """The same for every method, so that methods differ in the adapter alone."""
     decay: float = 1.0
