@@ -7,6 +7,7 @@ together; "full" are the paper's models and sizes, for a GPU, and were not run h
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm_experiments import records
@@ -146,3 +147,20 @@ EXPERIMENTS: dict[str, Experiment] = {
     "smollm2": Experiment("Does what holds for an encoder hold for a causal language model?", _smollm2),
     "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),
 }
+
+
+def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS) -> list[records.Record]:
+    """The records of an experiment's runs whose seed is below `seeds`, in the order of its cells.
+
+    Raises ValueError, with the command that makes them, if some are not there.
+    """
+
+    def read(cell: FineTune) -> records.Record | None:
+        return records.read(cell, results)
+
+    cells = [chosen(cell, read) for cell in EXPERIMENTS[name].cells(size) if cell.seed < seeds]
+    found = [read(cell) for cell in cells]
+    if missing := found.count(None):
+        call = f"python -m lm_experiments {name}" + (" --size full, on a GPU" if size == "full" else "")
+        raise ValueError(f"{missing} of {len(found)} runs of {name!r} have no record yet: {call} (see README)")
+    return [record for record in found if record is not None]
