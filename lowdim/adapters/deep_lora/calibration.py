@@ -49,7 +49,7 @@ def initialize_deep_lora_weights(
     config, layers = _aligned(model, adapter_name)
     batch = _moved(_first(dataloader), next(model.parameters()).device)
     sentinel = torch.zeros((), requires_grad=True)  # every layer's output depends on it, so its gradient passes all
-    seen = {name: _Gradient(name, config, method) for name in layers}
+    seen = {name: _Gradient(layer.layer_name, config, method) for name, layer in layers.items()}
     with _without(model, layers.values(), adapter_name), torch.enable_grad():
         hooks = [
             layer.register_forward_hook(partial(_tap, sentinel=sentinel, gradient=seen[name]))
