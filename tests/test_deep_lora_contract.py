@@ -367,7 +367,7 @@ def test_several_adapters_switch_stack_and_disappear(form, name):
     assert close(logits(model, name), outputs["third"])
     assert not any("default" in n or "second" in n for n in model.state_dict())
     model.delete_adapter("third")
-    assert close(logits(model.get_base_model(), name), plain)
+    assert close(logits(model.base_model.model, name), plain)
 
 
 SUMS = {
