@@ -157,7 +157,7 @@ def gap(target: np.ndarray, inputs: np.ndarray, rank: int, depth: int, scale: fl
 
 @pytest.mark.parametrize("size", [1e-3, 1e-2, 1e-1])
 def test_a_tail_beyond_the_rank_costs_less_than_its_own_norm_until_it_escapes(size):
-    """|E_wide - E_narrow| < |tail| + idle: what holds for gradients that are not of low rank (measured: 0.03 to 0.1)."""
+    """|E_wide - E_narrow| < |tail| + idle: what holds for gradients not of low rank (measured: 0.03 to 0.1)."""
     rng, depth, scale, steps = np.random.default_rng(1), 3, 0.03, 300
     target = low_rank(10, 10, 2, rng)
     u, _, v = np.linalg.svd(target)

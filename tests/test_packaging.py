@@ -78,6 +78,13 @@ def test_wheel_imports_with_torch_alone(stranger):
     )
 
 
+def test_adapters_without_peft_say_what_to_install_and_the_rest_works_without(stranger):
+    program = "from lowdim import *; print(compress.__name__)\nimport lowdim\nlowdim.DeepLoraConfig"
+    done = subprocess.run([stranger, "-I", "-c", program], capture_output=True, text=True)
+    assert done.stdout == "compress\n"
+    assert done.stderr.endswith("PEFT is not installed: pip install 'lowdim[peft]'\n")
+
+
 def test_readme_snippet_runs_from_the_wheel_and_prints_what_the_readme_says(stranger):
     snippet, printed = re.search(
         r"```python\n(.*?)```\n+```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S

@@ -29,5 +29,5 @@ register("deep_lora", DeepLoraConfig, DeepLoraModel)
 
 
 def registry() -> dict[type, dict[str, Any]]:
-    """Each tuner's configuration class and keyword arguments with which it fits even the smallest models."""
-    return {DeepLoraConfig: {"rank": 2, "depth": 3, "scale": 1e-2}}
+    """Each tuner's configuration, and arguments that fit tiny layers and let a few SGD steps move every factor."""
+    return {DeepLoraConfig: {"rank": 2, "depth": 2, "scale": 1e-3}}

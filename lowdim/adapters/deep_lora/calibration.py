@@ -49,7 +49,7 @@ def initialize_deep_lora_weights(
     config, layers = _aligned(model, adapter_name)
     batch = _moved(_first(dataloader), next(model.parameters()).device)
     sentinel = torch.zeros((), requires_grad=True)  # every layer's output depends on it, so its gradient passes all
-    seen = {name: _Gradient(name, config, method) for name in layers}
+    seen = {name: _Gradient(layer.layer_name, config, method) for name, layer in layers.items()}
     with _without(model, layers.values(), adapter_name), torch.enable_grad():
         hooks = [
             layer.register_forward_hook(partial(_tap, sentinel=sentinel, gradient=seen[name]))
@@ -99,7 +99,7 @@ class _Gradient:
 
 
 class _Tap(torch.autograd.Function):
-    """The identity on a layer's output that shows the layer's inputs and errors to its _Gradient.
+    """A copy of a layer's output, free to be overwritten, that shows the layer's inputs and errors to its _Gradient.
 
     Saving the inputs through autograd notices if the model overwrites them, and frees them as early as it can.
     """
@@ -109,7 +109,7 @@ class _Tap(torch.autograd.Function):
         ctx.save_for_backward(inputs)
         ctx.gradient, ctx.zero = gradient, torch.zeros_like(sentinel)
         gradient.open += 1
-        return output.view_as(output)
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -26,7 +26,7 @@ class DeepLoraConfig(PeftConfig):
     gamma: >= 0, learning rate of left and right relative to the cores' (see `deep_lora_parameter_groups`); 0 freezes
         them. For the compressed form only: in the others, all factors learn at one rate.
     alpha: s = alpha / width, as LoRA has it; by default s = 1, as the paper has it.
-    seed: of the random starts, 0 <= seed < 2^32; every layer draws its own from this and its name.
+    seed: of the random starts; every layer draws its own from this and its name.
     init_weights: False takes random orthogonal cores and scale = 1, so that the adapter changes the model at once.
     target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in LoraConfig. Linear
         layers, also quantized, and transformers' Conv1D.
@@ -86,7 +86,5 @@ class DeepLoraConfig(PeftConfig):
             )
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha = {self.alpha}: take a finite alpha > 0, or None for a scaling of 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed}: take 0 <= seed < 2^32")
         if self.bias not in ("none", "all", "deep_lora_only"):
             raise ValueError(f"bias = {self.bias!r}: take 'none', 'all' or 'deep_lora_only'")

@@ -127,9 +127,10 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """The adapted output; adapter_names gives one adapter, or "__base__", to each row of the batch."""
-        if adapter_names is not None and (self.merged or self.disable_adapters):
-            state = f"{self.merged_adapters} merged into the weight" if self.merged else "adapters disabled"
-            raise ValueError(f"adapter_names with {state}: call unmerge_adapter() and enable the adapters first")
+        if adapter_names is not None and self.merged:
+            raise ValueError(
+                f"adapter_names with {self.merged_adapters} merged into the weight: call unmerge_adapter() first"
+            )
         if self.disable_adapters and self.merged:
             self.unmerge()
         result = self.base_layer(x, *args, **kwargs)

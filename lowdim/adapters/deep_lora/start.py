@@ -22,8 +22,11 @@ def width(config: DeepLoraConfig, shape: tuple[int, int], layer: str) -> int:
 
 
 def generator(config: DeepLoraConfig, layer: str) -> torch.Generator:
-    """The layer's own stream of random numbers, which depends on the seed and the layer's name alone."""
-    return torch.Generator().manual_seed(config.seed << 32 | crc32(layer.encode()))
+    """The layer's own stream of random numbers, which depends on the seed and the layer's name alone.
+
+    Both in 32 bits, because torch's CPU generator ignores all others of its seed.
+    """
+    return torch.Generator().manual_seed(crc32(f"{config.seed} {layer}".encode()))
 
 
 def start(config: DeepLoraConfig, shape: tuple[int, int], layer: str) -> Narrow:
