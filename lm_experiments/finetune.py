@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ class Run:
     def _step(self, step: int) -> float:
         """One of AdamW; the loss before it. Dropout depends on seed, step and process alone."""
         clock = time.process_time()
-        torch.manual_seed((self.spec.seed * self.here.size + self.here.rank << 32) + step)
+        torch.manual_seed(crc32(f"{self.spec.seed} {self.here.rank} {step}".encode()))  # torch takes 32 bits of a seed
         self.model.train()
         share = (step - 1) / max(self.spec.steps - 1, 1)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
