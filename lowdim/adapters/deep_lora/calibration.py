@@ -51,10 +51,8 @@ def initialize_deep_lora_weights(
     sentinel = torch.zeros((), requires_grad=True)  # every layer's output depends on it, so its gradient passes all
     seen = {name: _Gradient(layer.layer_name, config, method) for name, layer in layers.items()}
     with _without(model, layers.values(), adapter_name), torch.enable_grad():
-        hooks = [
-            layer.register_forward_hook(partial(_tap, sentinel=sentinel, gradient=seen[name]))
-            for name, layer in layers.items()
-        ]
+        taps = {name: partial(_tap, sentinel=sentinel, gradient=gradient) for name, gradient in seen.items()}
+        hooks = [layer.register_forward_hook(taps[name]) for name, layer in layers.items()]
         try:
             torch.autograd.backward(_loss(model, batch, loss_fn), inputs=[sentinel])
         finally:
