@@ -151,7 +151,7 @@ def test_the_gradient_is_that_of_the_frozen_weight_without_this_adapter_but_with
 def test_calibration_leaves_gradients_modes_states_and_generators_as_they_were():
     model = get_peft_model(net(), config())
     model.train()
-    model.base_model.model.norm.eval()  # a mixture of modes
+    model.base_model.model.norm.eval().requires_grad_(True)  # a mixture of modes, and something else that trains
     loss_fn(model, batch()).backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     assert gradients
