@@ -34,9 +34,10 @@ def initialize_deep_lora_weights(
 ) -> None:
     """Align the outer factors of a compressed adapter with the gradient of one batch, in place; reset its cores.
 
-    Call it once, after `get_peft_model` and before training. It draws nothing from the global generators, leaves all
-    gradients and modes of the model as they were, and changes either every layer of the adapter or none. In a
-    distributed job call it before DDP wraps the model, which hands the first process's start to the others.
+    Call it once, after `get_peft_model` and before training. It draws nothing from the global generators (a loader that
+    shuffles may), leaves all gradients and modes of the model as they were, and changes either every layer of the
+    adapter or none. In a distributed job call it before DDP wraps the model, which hands the first process's start to
+    the others.
 
     dataloader: a loader, whose first batch is taken, or a batch: a mapping of model inputs, or a tensor.
     loss_fn: (model, batch) -> scalar; by default model(**batch).loss, so that the batch needs labels. Dropout is off.
