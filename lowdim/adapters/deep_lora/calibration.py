@@ -42,7 +42,7 @@ def initialize_deep_lora_weights(
     dataloader: a loader, whose first batch is taken, or a batch: a mapping of model inputs, or a tensor.
     loss_fn: (model, batch) -> scalar; by default model(**batch).loss, so that the batch needs labels. Dropout is off.
     method: how the leading subspaces are found: "randomized" is as good as the gap behind the leading singular values
-        and hundreds of times faster on large layers; "exact" is one SVD for each.
+        and 10 (width 576) to 30 times (2048) faster than "exact", one SVD for each.
 
     Raises ValueError if there is no batch, no loss, no compressed adapter of that name, or layers whose gradient is
     zero (cut off, or not used) or not finite; it names them.
