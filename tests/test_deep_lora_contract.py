@@ -377,6 +377,7 @@ SUMS = {
     "narrow": [("narrow", {}), ("narrow", {"seed": 1})],
     "wide": [("wide", {}), ("narrow", {"seed": 1})],
     "too wide together": [("compressed", {"rank": 12}), ("compressed", {"rank": 12, "seed": 1})],
+    "on other layers, of other depths": [("compressed", {"target_modules": "ONE"}), ("narrow", {"seed": 1})],
     "on other layers": [("compressed", {"target_modules": "ONE"}), ("compressed", {"seed": 1})],
 }
 

@@ -34,14 +34,15 @@ def initialize_deep_lora_weights(
 ) -> None:
     """Align the outer factors of a compressed adapter with the gradient of one batch, in place; reset its cores.
 
-    Call it once, after `get_peft_model` and before training. It draws nothing from the global generators, leaves all
-    gradients and modes of the model as they were, and changes either every layer of the adapter or none. In a
-    distributed job call it before DDP wraps the model, which hands the first process's start to the others.
+    Call it once, after `get_peft_model` and before training. It draws nothing from the global generators (a loader that
+    shuffles may), leaves all gradients and modes of the model as they were, and changes either every layer of the
+    adapter or none. In a distributed job call it before DDP wraps the model, which hands the first process's start to
+    the others.
 
     dataloader: a loader, whose first batch is taken, or a batch: a mapping of model inputs, or a tensor.
     loss_fn: (model, batch) -> scalar; by default model(**batch).loss, so that the batch needs labels. Dropout is off.
     method: how the leading subspaces are found: "randomized" is as good as the gap behind the leading singular values
-        and hundreds of times faster on large layers; "exact" is one SVD for each.
+        and 10 (width 576) to 30 times (2048) faster than "exact", one SVD for each.
 
     Raises ValueError if there is no batch, no loss, no compressed adapter of that name, or layers whose gradient is
     zero (cut off, or not used) or not finite; it names them.
@@ -51,10 +52,8 @@ def initialize_deep_lora_weights(
     sentinel = torch.zeros((), requires_grad=True)  # every layer's output depends on it, so its gradient passes all
     seen = {name: _Gradient(layer.layer_name, config, method) for name, layer in layers.items()}
     with _without(model, layers.values(), adapter_name), torch.enable_grad():
-        hooks = [
-            layer.register_forward_hook(partial(_tap, sentinel=sentinel, gradient=seen[name]))
-            for name, layer in layers.items()
-        ]
+        taps = {name: partial(_tap, sentinel=sentinel, gradient=gradient) for name, gradient in seen.items()}
+        hooks = [layer.register_forward_hook(taps[name]) for name, layer in layers.items()]
         try:
             torch.autograd.backward(_loss(model, batch, loss_fn), inputs=[sentinel])
         finally:

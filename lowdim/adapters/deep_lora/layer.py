@@ -180,7 +180,7 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):
     def _sum(self, adapter_name: str, sign: int = 1) -> Tensor:
         """The weight plus an adapter, computed in single precision at least and rounded to the weight's."""
         weight, delta = self.get_base_weight(), self.get_delta_weight(adapter_name)
-        return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype).contiguous()
+        return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Every form is a product of two factors, so always."""

@@ -1,0 +1,114 @@
+"""Deep LoRA on quantized bases, which are run, calibrated on and merged without ever being trained.
+
+Skipped where bitsandbytes or torchao is not installed.
+"""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from lowdim.adapters import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights, load
+from lowdim.adapters.deep_lora.layer import DeepLoraLinear
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # both packages warn about the machines that they are not on
+FORMS = ("compressed", "narrow", "wide")
+WIDTH = 64
+
+
+class Net(nn.Module):
+    def __init__(self, layer) -> None:
+        super().__init__()
+        self.one, self.two, self.head = layer(WIDTH, 2 * WIDTH), layer(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, inputs):
+        return self.head(torch.relu(self.two(torch.relu(self.one(inputs)))))
+
+
+def dense() -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net(nn.Linear).eval()
+
+
+def bitsandbytes_8bit() -> Net:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = Net(lambda i, o: bnb.nn.Linear8bitLt(i, o, has_fp16_weights=False))
+    model.load_state_dict(dense().state_dict())
+    return model.to("cpu").eval()
+
+
+def bitsandbytes_4bit() -> Net:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = Net(lambda i, o: bnb.nn.Linear4bit(i, o, quant_type="nf4", compute_dtype=torch.float32))
+    model.load_state_dict(dense().state_dict())
+    return model.to("cpu").eval()
+
+
+def torchao_int8() -> Net:
+    quantization = pytest.importorskip("torchao.quantization")
+    transformers = pytest.importorskip("transformers")
+    scheme = quantization.Int8WeightOnlyConfig()
+    model = dense()
+    quantization.quantize_(model, scheme, filter_fn=lambda module, name: name in ("one", "two"))
+    model.hf_quantizer = type("Quantizer", (), {"quantization_config": transformers.TorchAoConfig(scheme)})()
+    return model
+
+
+BASES = {"8 bit": (bitsandbytes_8bit, 0.05), "4 bit": (bitsandbytes_4bit, 0.4), "int8": (torchao_int8, 0.05)}
+each_base = pytest.mark.parametrize(("base", "rounding"), BASES.values(), ids=BASES)
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def loss_fn(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(inputs).float(), torch.arange(32) % 3)
+
+
+def config(form: str, **changes) -> DeepLoraConfig:
+    return DeepLoraConfig(form=form, rank=4, alpha=6.0, target_modules=["one", "two"], **changes)
+
+
+def layers(model: nn.Module) -> list[DeepLoraLinear]:
+    return [m for m in model.modules() if isinstance(m, DeepLoraLinear)]
+
+
+@each_base
+@pytest.mark.parametrize("form", FORMS)
+def test_a_quantized_base_trains_merges_disables_and_comes_back(base, rounding, form, tmp_path):
+    model = get_peft_model(base(), config(form, init_weights=False)).train()
+    assert all(layer.quantization_backend is not None for layer in layers(model))
+    optimizer = torch.optim.SGD(deep_lora_parameter_groups(model, 0.1, gamma=1.0))
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    losses = []
+    for _ in range(20):
+        losses.append(loss_fn(model, rows()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1].item() < losses[0].item()
+    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():  # from here on: bitsandbytes packs the weights of a CPU model once it is only read
+        plain, trained = base()(rows()).float(), model.eval()(rows()).float()
+        assert torch.linalg.norm(trained - plain) > 0.1
+        with model.disable_adapter():
+            torch.testing.assert_close(model(rows()).float(), plain)
+        torch.testing.assert_close(load(base(), tmp_path).eval()(rows()).float(), trained, atol=1e-4, rtol=1e-4)
+        merged = load(base(), tmp_path).merge_and_unload(safe_merge=True)
+        assert type(merged.one) is type(base().one)
+        assert torch.linalg.norm(merged(rows()).float() - trained) < rounding * torch.linalg.norm(trained)
+
+
+@each_base
+def test_a_quantized_base_is_calibrated_on_nearly_the_gradient_of_the_dense_one(base, rounding):
+    model = get_peft_model(base(), config("compressed"))
+    initialize_deep_lora_weights(model, rows(), loss_fn)
+    exact = dense().requires_grad_(True)
+    gradients = torch.autograd.grad(loss_fn(exact, rows()), [exact.one.weight, exact.two.weight])
+    for layer, gradient in zip(layers(model), gradients, strict=True):
+        factors = layer.factors("default")
+        seen = torch.linalg.norm(factors.left.float().mT @ gradient @ factors.right.float())
+        assert seen > (1 - rounding / 2) * torch.linalg.norm(torch.linalg.svdvals(gradient)[:2])
