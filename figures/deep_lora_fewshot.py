@@ -71,3 +71,33 @@ def data(spec: Spec) -> Data:
             for m in METHODS
         },
     )
+
+
+def check(data: Data) -> list[Claim]:
+    """Filled in below, once the runs are there."""
+    first = data.counts[0]
+    gain = {n: interval(data.scores["compressed"][i] - data.scores["lora"][i]) for i, n in enumerate(data.counts)}
+    return [
+        Claim("before training: |Pearson|, largest mean over seeds", np.abs(data.before.mean(axis=1)).max(), at_most=0.1),
+        Claim(f"Deep LoRA minus LoRA, n = {first}", gain[first].mean, at_least=-1, at_most=1),
+    ]
+
+
+def draw(data: Data) -> Figure:
+    """Every seed, its mean; and the paired differences with Student's 95 % interval."""
+    figure, axes = style.panels(1, 2, height=2.6)
+    places = np.arange(len(data.counts))
+    for offset, (method, (name, colour, mark)) in zip((-0.08, 0.08), METHODS.items(), strict=True):
+        for seed in data.scores[method].T:
+            axes[0].plot(places + offset, seed, mark, color=colour, alpha=0.4, mew=0)
+        axes[0].plot(places + offset, data.scores[method].mean(axis=1), "-", color=colour, marker=mark, label=name)
+    gains = [interval(deep - plain) for deep, plain in zip(data.scores["compressed"], data.scores["lora"], strict=True)]
+    axes[1].axhline(0, color=style.BLACK, lw=0.8)
+    axes[1].errorbar(places, [g.mean for g in gains], [g.half for g in gains], fmt="s", color=style.BLUE, capsize=3)
+    axes[0].set(ylabel="Pearson correlation")
+    axes[1].set(ylabel="Deep LoRA minus LoRA")
+    for axis in axes:
+        axis.set(xlabel="training pairs $n$", xticks=places, xticklabels=data.counts)
+    axes[0].legend()
+    style.title(axes, "STS-B, every seed and mean", "difference, paired, 95 % interval")
+    return figure
