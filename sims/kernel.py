@@ -134,11 +134,11 @@ def projected_gradients(
     block_bytes: int = BLOCK_BYTES,
     label: str = "projected gradients",
 ) -> Float[Tensor, "n C size"]:
-    """S g_ic for a random S of shape size x P, the same for equal seeds, with E <S g, S g'> = <g, g'>; in float64.
+    """S g_ic for a random S of shape size x P with E <S g, S g'> = <g, g'>; in float64.
 
     "gaussian": entries N(0, 1/size), variance (|g|^2 |g'|^2 + <g, g'>^2) / size. "countsketch": one entry +-1 in each
     column (Charikar, Chen & Farach-Colton 2002), variance smaller by 2 sum_p g_p^2 g'_p^2 / size, and `size` times
-    cheaper. S is drawn in pieces and never held.
+    cheaper. S is drawn in pieces and never held; it is the same for equal seeds, in every precision of the network.
     """
     if size < 1:
         raise ValueError(f"size = {size}: take at least one direction")
@@ -155,8 +155,8 @@ def projected_gradients(
 
 
 def _gaussian(block: Tensor, found: Tensor, generator: torch.Generator) -> None:
-    drawn = torch.randn(block.shape[1], found.shape[1], generator=generator, dtype=block.dtype) / found.shape[1] ** 0.5
-    found += block @ drawn.to(block.device)
+    drawn = torch.randn(block.shape[1], found.shape[1], generator=generator, dtype=torch.float64)  # one for all dtypes
+    found += block @ (drawn / found.shape[1] ** 0.5).to(block)
 
 
 def _countsketch(block: Tensor, found: Tensor, generator: torch.Generator) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, vjp, vmap
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -89,17 +89,17 @@ class Tangent:
             return self.at(examples(batch, slice(1)))(self.parameters).shape[1]
 
     def gradients(self, batch: Batch) -> Gradients:
-        """g_ic for each parameter: (b, C, *shape), by one backward pass for each output."""
+        """g_ic for each parameter: (b, C, *shape), by one forward pass and one backward pass for each output."""
+        length(batch)  # is it one?
         _refuse_flat_mask(batch)
-        parameters = self.parameters
 
-        def one(parameters: Gradients, example: Batch) -> Tensor:
-            return self.at(_each(lambda x: x[None], example))(parameters)[0]
+        def one(parameters: Gradients, example: Batch) -> Gradients:
+            outputs, pull = vjp(lambda p: self.at(_each(lambda x: x[None], example))(p)[0], parameters)[:2]
+            if len(outputs) > 1:
+                return vmap(pull)(torch.eye(len(outputs)).to(outputs))[0]
+            return {name: g[None] for name, g in pull(torch.ones_like(outputs))[0].items()}
 
-        if self.count(batch) > 1:
-            return vmap(jacrev(one), (None, 0), randomness="error")(parameters, batch)
-        found = vmap(grad(lambda p, x: one(p, x)[0]), (None, 0), randomness="error")(parameters, batch)
-        return {name: g[:, None] for name, g in found.items()}
+        return vmap(one, (None, 0), randomness="error")(self.parameters, batch)
 
     def held(self, batch: Batch, chunk: int) -> Gradients:
         """`gradients` of many examples, `chunk` of them at a time."""

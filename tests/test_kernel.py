@@ -111,6 +111,14 @@ def test_gradients_alive_at_once_stay_within_block_bytes(fitting, monkeypatch):
     assert max(most) <= fitting * one
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_gradients_run_the_network_once_for_each_chunk(outputs):
+    net, calls = network(0, outputs=outputs), []
+    tangent = Tangent(net, lambda net, x: calls.append(None) or net(x))
+    tangent.held(drawn(0, 12, 3), 4)
+    assert len(calls) == 3
+
+
 def test_blocks_too_small_for_two_examples_are_refused():
     net = network(0)
     one = 8 * sum(p.numel() for p in net.parameters())
@@ -249,6 +257,16 @@ def test_projections_are_the_same_for_equal_seeds_whatever_the_blocks(seed, fitt
     whole = projected_gradients(net, x, 5, seed=seed, sketch=sketch)
     close(projected_gradients(net, x, 5, seed=seed, sketch=sketch, block_bytes=fitting * one), whole)
     assert (projected_gradients(net, x, 5, seed=seed + 1, sketch=sketch) - whole).abs().max() > 1e-3
+
+
+@settings(max_examples=10)
+@given(seeds, st.sampled_from(["gaussian", "countsketch"]))
+def test_projections_are_the_same_in_float32_and_in_float64(seed, sketch):
+    """As far as gradients and their sums are, which keep six digits."""
+    single, double = network(seed, dtype=torch.float32), network(seed, dtype=torch.float32).double()
+    x = drawn(1, 4, 3, dtype=torch.float32)
+    found = projected_gradients(single, x, 6, seed=seed, sketch=sketch)
+    close(found, projected_gradients(double, x.double(), 6, seed=seed, sketch=sketch), 1e-5)
 
 
 def test_networks_without_a_function_or_without_parameters_are_refused():

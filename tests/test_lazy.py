@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
+from sims.kernel import empirical_ntk
 from theory.lazy import (
     descent_movement,
     descent_prediction,
@@ -135,6 +136,42 @@ def test_eigenvalues_made_by_rounding_are_zero(rounding):
     kernel, residual = np.diag([1.0, rounding]), np.array([1.0, 1.0])
     np.testing.assert_array_equal(flow_residual(kernel, residual, np.array([1e20])), [[0, 1]])
     assert movement(kernel, residual, np.array([1e20]))[0] == 1
+
+
+@given(st.integers(0, 2**16), st.integers(4, 30), st.sampled_from([torch.float32, torch.float64]))
+def test_long_training_of_a_float32_network_moves_only_what_can_move(seed, width, dtype):
+    """Linear in three features: three modes train, what is left of r_0 stays, by least squares on the features.
+
+    1e-3: the least of the three is 0.02 of the largest or more, and 1e-7 of the largest is what float32 keeps.
+    """
+    torch.manual_seed(seed)
+    layers = [torch.nn.Linear(3, width, bias=False), torch.nn.Linear(width, 1, bias=False)]
+    x, network = torch.randn(12, 3, dtype=dtype), torch.nn.Sequential(*layers).to(dtype).eval()
+    kernel, residual = empirical_ntk(network, x)[:, 0, :, 0].numpy(), np.random.default_rng(seed).standard_normal(12)
+    values = np.linalg.eigvalsh(kernel)
+    assume(values[-3] > 0.02 * values[-1])
+    features = x.double().numpy()
+    stays = residual - features @ np.linalg.lstsq(features, residual)[0]
+    least = math.sqrt((residual - stays) @ np.linalg.pinv(kernel, rcond=1e-4, hermitian=True) @ (residual - stays))
+    times = np.array([1e20]) / values[-1]
+    for given_as in (kernel.astype(np.float32), kernel) if dtype == torch.float32 else (kernel,):
+        np.testing.assert_allclose(flow_residual(given_as, residual, times)[0], stays, rtol=0, atol=1e-3)
+        assert movement(given_as, residual, times)[0] == pytest.approx(least, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "left"),
+    [
+        (np.diag([1.0, 1e-7]), [0, 0]),
+        (np.diag([1.0, 1e-7]).astype(np.float32), [0, 1]),
+        (np.diag([1.0, 1e-5]).astype(np.float32), [0, 0]),
+        (np.diag([1.0, 1e-7, -1e-7]), [0, 1, 1]),  # a kernel that shows that it was rounded
+        (np.diag([1.0, 1e-5, -1e-7]), [0, 0, 1]),
+    ],
+)
+def test_modes_below_the_precision_of_the_kernel_do_not_train(kernel, left):
+    found = flow_residual(kernel, np.ones(len(kernel)), np.array([1e20]))
+    np.testing.assert_array_equal(found, [left])
 
 
 def test_mean_predictions_are_those_of_neural_tangents():

@@ -26,9 +26,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 
-Kernel = Float64[np.ndarray, "n n"]
+Kernel = Float[np.ndarray, "n n"]
 Residual = Float64[np.ndarray, " n"]
 Cross = Float64[np.ndarray, "tests n"]
 Times = Float64[np.ndarray, " times"]
@@ -36,9 +36,11 @@ Steps = Int[np.ndarray, " times"]
 Series = Float64[np.ndarray, "times n"]
 Scalars = Float64[np.ndarray, "*any"]
 
-RANK = 1e-14
-"""Eigenvalues below this share of the largest are 0: rounding leaves about 1e-16 in the place of none, and of either
-sign, which over long times would move parameters that cannot move."""
+UNITS = 16
+"""Eigenvalues below so many units of rounding, as a share of the largest, are 0: instead of none, kernels have some of
+up to two units in float64 and a quarter in float32, of either sign, which over long times move what cannot move."""
+SHOWN = 10
+"""Or below so many times the lowest that is negative: a kernel's true precision, where its dtype has more digits."""
 ROUNDING = 2e-6
 """Of the largest eigenvalue: as far as this a kernel may be from symmetric and positive semidefinite, as kernels of
 float32 networks are."""
@@ -47,8 +49,9 @@ float32 networks are."""
 def flow_residual(kernel: Kernel, residual: Residual, times: Times) -> Series:
     """r_t = exp(-Theta t) r_0, one row for each t.
 
-    kernel: Theta. residual: r_0 = f_0 - y. times: eta times steps. Raises ValueError for a kernel that is not symmetric
-    and positive semidefinite, and for times that are negative or infinite.
+    kernel: Theta; one of a float32 network as float32, which says that modes below 2e-6 of the largest are rounding.
+    residual: r_0 = f_0 - y. times: eta times steps. Raises ValueError for a kernel that is not symmetric and positive
+    semidefinite, and for times that are negative or infinite.
     """
     modes = _modes(kernel, residual)
     shrunk, _ = _flow(modes.rates, times)
@@ -151,11 +154,12 @@ class _Modes(NamedTuple):
 def _modes(kernel: Kernel, residual: Residual) -> _Modes:
     if not np.abs(kernel - kernel.T).max(initial=0) <= ROUNDING * np.abs(kernel).max(initial=0):
         raise ValueError("kernel: it is not symmetric, so its modes are not orthogonal; give J J^T, not a sign kernel")
-    rates, vectors = np.linalg.eigh(kernel)
+    rates, vectors = np.linalg.eigh(kernel.astype(float))
     largest = np.abs(rates).max(initial=0)
     if not rates.min(initial=0) >= -ROUNDING * largest:
         raise ValueError(f"kernel: its eigenvalue {rates.min():.3g} < 0 makes residuals grow; give J J^T")
-    return _Modes(np.where(rates > RANK * largest, rates, 0.0), vectors, vectors.T @ residual)
+    rounding = max(UNITS * float(np.finfo(kernel.dtype).eps) * largest, -SHOWN * rates.min(initial=0))
+    return _Modes(np.where(rates > rounding, rates, 0.0), vectors, vectors.T @ residual)
 
 
 def _flow(rates: Residual, times: Times) -> tuple[Series, Series]:

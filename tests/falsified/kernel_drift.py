@@ -22,6 +22,9 @@ def falsified(data) -> list:
         found[index] *= factor
         return replace(data, single=found)
 
+    means = data.trained[DRIFT].mean(axis=2)
+    slopes = np.polyfit(np.log(widths[:, 0]), np.log(means).T, 1)[0]
+    slower = slopes[SMOOTH:].mean() - slopes[:SMOOTH].mean()
     shape = data.trained.shape[2:]
     last = np.where(np.arange(len(widths)) == len(widths) - 1, 1.05, 1.0)[:, None]
     off = np.abs(data.trained[MOVED] / data.trained[PREDICTED] - 1)
@@ -34,7 +37,7 @@ def falsified(data) -> list:
         *(trained(DRIFT, widths**power, slice(0, SMOOTH)) for power in (-0.5, 0.5)),
         *(trained(DRIFT, widths**power, index) for index in range(SMOOTH) for power in (-1.0, 1.0)),
         *(trained(DRIFT, widths**power, slice(SMOOTH, None)) for power in (-0.6, 0.5)),
-        trained(DRIFT, widths**-0.25, slice(SMOOTH, None)),  # nearly as the smooth ones
+        trained(DRIFT, widths**-slower, slice(SMOOTH, None)),  # as the smooth ones
         *(trained(MOVED, widths**power, index) for index in range(6) for power in (-0.2, 0.2)),
         *(trained(RELATIVE, widths**power, index) for index in range(6) for power in (-0.2, 0.2)),
         *(trained(row, last, index) for row in (MOVED, RELATIVE) for index in range(6)),

@@ -18,8 +18,7 @@ def falsified(data) -> list:
 
     return [
         *(replace(data, exact=(*data.exact[:at], 1e-11, *data.exact[at + 1 :])) for at in range(len(data.exact))),
-        *(drawn("mean", lambda mean, k: mean + 0.5, [k]) for k in ranks[:3]),
-        drawn("mean", lambda mean, k: np.nan * mean, ranks[-1:]),
+        *(replace(data, found={**data.found, "mean": data.found["mean"] + by}) for by in (-0.2, 0.2, np.nan)),
         *(drawn("square", lambda square, k: square + 1, [k]) for k in ranks[:3]),
         *(drawn("square", lambda square, k, by=by: by * square, ranks[:1]) for by in (0.7, 1.4)),
         *(replace(data, law=data.law * np.array([1, 1, 1, by])) for by in (0.25, 10.0)),

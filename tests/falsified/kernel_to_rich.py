@@ -26,7 +26,7 @@ def falsified(data) -> list:
         replace(data, lazy=0.05),
         *(excess(0, factor) for factor in (10.0, 1e-3)),
         excess(0, (scales / scales[1]) ** 1.5),
-        excess(0, (scales / scales[1]) ** -0.9),
+        excess(0, np.where(first, data.excess[0, 1] / data.excess[0, 0], 1.0)),  # it does not fall
         excess(1, np.where(first, 60.0, 1.0)),
         excess(1, (scales / scales[1]) ** 1.6),
         excess(2, 20.0),
