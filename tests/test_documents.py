@@ -148,6 +148,6 @@ def test_symbols_of_the_table_are_in_the_code():
 
 def test_simulator_snippet_prints_what_the_readme_says(capsys):
     """The first snippet is run from the wheel, in test_packaging.py; this one needs the clone."""
-    _, (program, printed) = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S)
+    _, (program, printed) = re.findall(r"```python\n((?:(?!```).)*)```\n+```text\n(.*?)```", README, re.S)
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out == printed

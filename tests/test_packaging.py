@@ -39,11 +39,15 @@ def test_wheel_holds_lowdim_and_nothing_else(wheel):
 @pytest.fixture(scope="module")
 def stranger(wheel, tmp_path_factory) -> Path:
     """The Python of an empty environment with the wheel and torch alone: torch's own requirements, no NumPy."""
-    folder = tmp_path_factory.mktemp("stranger")
+    return environment(wheel, tmp_path_factory.mktemp("stranger"), {"torch"})
+
+
+def environment(wheel: Path, folder: Path, names: set[str]) -> Path:
+    """The Python of a new environment with the wheel, these distributions and what they require."""
     venv.create(folder, with_pip=False, symlinks=True)
     site = next(folder.glob("lib/python*/site-packages"), folder / "Lib" / "site-packages")
     zipfile.ZipFile(wheel).extractall(site)
-    for name in _with_requirements("torch"):
+    for name in set().union(*map(_with_requirements, names)):
         installed = distribution(name)
         for top in {path.parts[0] for path in installed.files or [] if path.parts[0] not in ("..", "__pycache__")}:
             if not (site / top).exists():
@@ -93,10 +97,38 @@ def test_readme_snippet_runs_from_the_wheel_and_prints_what_the_readme_says(stra
     assert run(stranger, snippet) == printed
 
 
+def test_fine_tuning_snippet_of_the_readme_runs_from_the_wheel_with_its_peft_extra(wheel, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    snippet = re.search(r"## Use it in your fine-tuning\n.*?```python\n(.*?)```", text, re.S)[1]
+    extra = {Requirement(requirement).name for requirement in PROJECT["optional-dependencies"]["peft"]}
+    python = environment(wheel, tmp_path / "env", {"torch", *extra})
+    begin = f"""
+import os, torch, warnings
+os.chdir({str(tmp_path)!r})
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.manual_seed(0)
+config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+model = LlamaForCausalLM(config)
+base = LlamaForCausalLM(config)
+base.load_state_dict(model.state_dict())
+ids = torch.randint(50, (4, 8))
+loader = [dict(input_ids=ids, labels=ids)] * 400
+before = model(**loader[0]).loss.item()
+"""
+    end = """
+import lowdim.adapters
+again = lowdim.adapters.load(base, "adapter")
+after, loaded = (m(**loader[0]).loss.item() for m in (model, again))
+print(after < 0.7 * before, abs(after - loaded) < 1e-4, type(model).__name__)
+"""
+    assert run(python, begin + snippet + end).splitlines()[-1] == "True True LlamaForCausalLM"
+
+
 def test_environment_yml_is_in_step_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *listed, pip = environment["dependencies"]
-    assert pip == {"pip": ["-e ."]}
+    *pypi_alone, here = pip["pip"]
+    assert here == "-e ."
     conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
     extras = PROJECT["optional-dependencies"]
     wanted = {"python": PROJECT["requires-python"], "pip": ""}
@@ -105,7 +137,7 @@ def test_environment_yml_is_in_step_with_pyproject():
         requirement = Requirement(text)
         if requirement.name != "lowdim":
             wanted[conda_names.get(requirement.name, requirement.name)] = str(requirement.specifier)
-    assert {name: spec for name, _, spec in (entry.partition(" ") for entry in listed)} == wanted
+    assert {name: spec for name, _, spec in (entry.partition(" ") for entry in [*listed, *pypi_alone])} == wanted
     assert environment["channels"] == ["conda-forge", "nodefaults"]
 
 
