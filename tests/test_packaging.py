@@ -112,7 +112,7 @@ model = LlamaForCausalLM(config)
 base = LlamaForCausalLM(config)
 base.load_state_dict(model.state_dict())
 ids = torch.randint(50, (4, 8))
-loader = [dict(input_ids=ids, labels=ids)] * 400
+loader = [dict(input_ids=ids, labels=ids)] * 200
 before = model(**loader[0]).loss.item()
 """
     end = """
