@@ -119,7 +119,7 @@ before = model(**loader[0]).loss.item()
 import lowdim.adapters
 again = lowdim.adapters.load(base, "adapter")
 after, loaded = (m(**loader[0]).loss.item() for m in (model, again))
-print(after < 0.7 * before, abs(after - loaded) < 1e-4, type(model).__name__)
+print(after < 0.9 * before, abs(after - loaded) < 1e-4, type(model).__name__)
 """
     assert run(python, begin + snippet + end).splitlines()[-1] == "True True LlamaForCausalLM"
 
