@@ -58,7 +58,7 @@ def grid(base: FineTune, seeds: int, **choices: tuple[Any, ...]) -> Cells:
     return tuple(replace(cell, seed=seed) for seed in range(seeds) for cell in cells)
 
 
-def _base(size: Size) -> FineTune:
+def _encoder(size: Size) -> FineTune:
     return MINILM if size == "small" else BERT
 
 
@@ -72,7 +72,7 @@ def _rates(size: Size) -> Cells:
 
 def _tuned_on(size: Size) -> Iterator[tuple[FineTune, tuple[str, ...]]]:
     """Where learning rates are chosen: STS-B for scores, SST-2 for classes."""
-    base = _base(size)
+    base = _encoder(size)
     both = ("lora", "compressed")
     yield replace(base, task="stsb"), (*both, "narrow", "wide")
     yield replace(base, task="sst2"), both
@@ -103,13 +103,13 @@ def chosen(cell: FineTune, read: Callable[[FineTune], records.Record | None] = r
 
 def _fewshot(size: Size) -> Cells:
     sizes, seeds = ((64, 256, 1024), 5) if size == "small" else ((16, 64, 256), 20)
-    base = replace(_base(size), steps=200 if size == "small" else 500)
+    base = replace(_encoder(size), steps=200 if size == "small" else 500)
     return grid(base, seeds, examples=sizes, method=("lora", "compressed"))
 
 
 def _glue(size: Size) -> Cells:
     tasks = ("sst2", "rte", "mrpc", "qnli", "mnli", "qqp") + (() if size == "small" else ("cola", "stsb"))
-    base = replace(_base(size), held_out=400 if size == "small" else 0)
+    base = replace(_encoder(size), held_out=400 if size == "small" else 0)
     return grid(base, 5 if size == "small" else 10, task=tasks, method=("lora", "compressed"))
 
 
@@ -124,13 +124,13 @@ def _forms(size: Size) -> Cells:
 
 
 def _centre(size: Size) -> Cells:
-    base = replace(_base(size), task="stsb", centre=False)
+    base = replace(_encoder(size), task="stsb", centre=False)
     return grid(base, 3, method=("lora", "compressed"))
 
 
 def _outer(size: Size) -> Cells:
-    cells = grid(_base(size), 5, method=("random",), gamma=(0.01, 0.0))
-    return cells + grid(_base(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
+    cells = grid(_encoder(size), 5, method=("random",), gamma=(0.01, 0.0))
+    return cells + grid(_encoder(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
 
 
 def _smollm2(size: Size) -> Cells:
