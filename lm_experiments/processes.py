@@ -83,6 +83,8 @@ def processes() -> Iterator[Processes]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(rank, size, device)
+        if begun:
+            dist.barrier()  # who leaves first must not cut off one that still communicates
     finally:
         if begun:
             dist.destroy_process_group()
