@@ -81,7 +81,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
             sync(folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        error.add_note(f"{final} is not saved; the checkpoints before it are untouched")
+        error.add_note(f"{final} is not saved for sure; the checkpoints before it are untouched")
         raise
     for old in _steps(folder)[KEPT:]:
         _discard(folder / f"ckpt-{old}")
@@ -90,6 +90,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
 
 def latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
     """The newest checkpoint that is what was saved, its tensors on `device`; None if there never was one.
+
+    device: leave it where an optimizer or random numbers are among them: their load_state_dict moves what belongs
+        elsewhere, and counts of steps, say, do not.
 
     Those that are damaged are skipped and named in the log. Raises ValueError if all are.
     """
@@ -101,10 +104,9 @@ def latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | Non
             LOG.warning("skipped %s", faults[-1])
             continue
         loaded = safetensors.torch.load_file(path / TENSORS, device=str(device))
-        # Copies: the file's own pages are not aligned as a fresh tensor is, by which products may round differently.
-        return Checkpoint(
-            step, {name: tensor.clone() for name, tensor in loaded.items()}, json.loads((path / STATE).read_bytes())
-        )
+        # the file's own pages are not aligned as a fresh tensor is, by which products may round differently
+        copies = {name: tensor.clone() for name, tensor in loaded.items()}
+        return Checkpoint(step, copies, json.loads((path / STATE).read_bytes()))
     if faults:
         raise ValueError(f"no checkpoint is whole: {'; '.join(faults)}. Restore one, or move all away to begin again")
     return None

@@ -51,14 +51,21 @@ def claim(folder: Path, config: Mapping[str, Any]) -> dict[str, JSON]:
     clear_leftovers(folder)
     if not (folder / CONFIG).exists():
         _install(folder / CONFIG, wanted)
-    if differing := list(_differences(json.loads((folder / CONFIG).read_bytes()), wanted)):
+    if differing := list(_differences(_config(folder / CONFIG), wanted)):
         raise ValueError(
             f"{folder} was begun with another config: {'; '.join(differing)}. Take another folder for the new config, "
             "or the old values to go on"
         )
     if changed := [line for line in _differences(begun, now) if not line.startswith("begun:")]:
-        LOG.warning("%s goes on elsewhere, so it may round differently: %s", folder, "; ".join(changed))
+        LOG.warning("%s goes on, but not as it began, so it may round differently: %s", folder, "; ".join(changed))
     return begun
+
+
+def _config(path: Path) -> JSON:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or take a new folder") from error
 
 
 def check_ours(folder: Path) -> dict[str, JSON]:

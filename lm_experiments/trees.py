@@ -27,8 +27,8 @@ LOG = logging.getLogger(__name__)
 def flatten(tree: Any) -> tuple[dict[str, Tensor], dict[str, JSON]]:
     """Tensors by name, and {"tree": all else}: what `checkpoints.save` takes, and `unflatten` turns back.
 
-    tree: None, bool, int, float, str, tensors, NumPy arrays and scalars, in lists, tuples, dicts (keys of any of these
-        but tensors), OrderedDicts and Counters. Floats keep their bits, tensors their memory layout if it is dense
+    tree: None, bool, int, float, str, tensors, NumPy arrays and scalars, in lists, tuples, dicts (with any of these
+        for keys), OrderedDicts and Counters. Floats keep their bits, tensors their memory layout if it is dense
         (one that overlaps itself or has gaps becomes contiguous), and what is one tensor in two places stays one.
 
     The tensors are views of those given: save them before the next step. Raises ValueError with the path of anything
@@ -61,7 +61,9 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor], names: dict[Any, 
         return {key: _encode(item, f"{path}/{key}", tensors, names) for key, item in value.items()}
     if f"${kind.__name__}" in MAPPINGS and kind in MAPPINGS.values():
         pairs = ((key, f"{path}/{key}", item) for key, item in value.items())
-        return {f"${kind.__name__}": [[_encode(k, p, {}, {}), _encode(v, p, tensors, names)] for k, p, v in pairs]}
+        return {
+            f"${kind.__name__}": [[_encode(k, p, tensors, names), _encode(v, p, tensors, names)] for k, p, v in pairs]
+        }
     raise ValueError(
         f"{path or 'the tree'} is a {kind.__module__}.{kind.__qualname__}, {value!r:.60}: keep None, bool, int, float, "
         "str, tensors and NumPy arrays in lists, tuples and dicts, from which it can be made again"
@@ -129,7 +131,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor], made: dict[Any, Tensor]) 
     if mark == "$tuple":
         return tuple(_decode(item, tensors, made) for item in content)
     if mark in MAPPINGS:
-        pairs = {_decode(key, {}, {}): _decode(item, tensors, made) for key, item in content}
+        pairs = {_decode(key, tensors, made): _decode(item, tensors, made) for key, item in content}
         return MAPPINGS[mark](pairs)
     name, order = content if mark == "$tensor" else (content, ())
     if mark not in ("$tensor", "$array", "$scalar") or name not in tensors:

@@ -56,7 +56,13 @@ scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.tex
 arrays = st.sampled_from([np.uint32, np.float64, np.int8]).flatmap(
     lambda kind: st.sampled_from([np.ones((2, 3), kind).T, np.array(3, kind), kind(7), np.empty(0, kind)])
 )
-keys = st.one_of(st.text(max_size=3), st.sampled_from(["$tensor", "a/b", "a"]), st.integers(0, 3), st.tuples(scalars))
+keys = st.one_of(
+    st.text(max_size=3),
+    st.sampled_from(["$tensor", "a/b", "a"]),
+    st.integers(0, 3),
+    st.tuples(scalars),
+    st.just(np.int8(4)),
+)
 trees = st.recursive(
     st.one_of(scalars, tensors(), arrays),
     lambda inner: st.one_of(
@@ -251,6 +257,14 @@ def test_every_random_generator_goes_on_where_it_was(run):
         restore_random_state(latest_tree(run))
 
 
+def test_a_run_of_another_number_of_gpus_goes_on_with_a_word_about_it(caplog):
+    state = random_state()
+    expected = torch.rand(3).tolist()
+    restore_random_state(state | {"cuda": [state["torch"]] * (torch.cuda.device_count() + 1)})
+    assert torch.rand(3).tolist() == expected
+    assert "CUDA devices then" in caplog.text
+
+
 # ---- damage
 
 
@@ -373,7 +387,7 @@ def test_a_full_disk_at_any_moment_leaves_what_was_saved(run, monkeypatch):
         except OSError as error:
             if (run / "ckpt-2").exists():  # renamed, but not yet known to be on the disk
                 break
-            assert "ckpt-2 is not saved" in error.__notes__[0]  # noqa: PT017 - some moments raise, the last does not
+            assert "ckpt-2 is not saved for sure" in error.__notes__[0]  # noqa: PT017 - some moments raise, the last does not
             assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert moment == 5  # tensors, state, manifest, the folder with them; then the one with the name
     monkeypatch.undo()
@@ -448,6 +462,9 @@ def test_the_same_config_goes_on_and_another_is_told_what_differs(tmp_path, capl
     ):
         with pytest.raises(ValueError, match=f"{named}.*Take another folder"):
             claim(tmp_path / "a" / "b", config | changed)
+    (tmp_path / "a/b/config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged.*restore it"):
+        claim(tmp_path / "a" / "b", config)
     with pytest.raises(ValueError, match="config/task/run"):
         claim(tmp_path / "c", {"task": {"run": lambda: 0}})
     assert not (tmp_path / "c").exists()
