@@ -27,6 +27,7 @@ from lm_experiments.finetune import Diverged, Setting, Stopped, finetune
 from lm_experiments.processes import Processes
 from lm_experiments.runs import METHODS, FineTune
 from lm_experiments.tasks.text import TASKS, Examples
+from tests.test_text_tasks import DATA
 
 ROOT = Path(__file__).parents[1]
 WORDS = [
@@ -382,3 +383,16 @@ def test_the_command_teaches(capsys):
     assert all(name in shown for name in EXPERIMENTS)
     with pytest.raises(SystemExit, match="did you mean 'fewshot'"):
         main(["fewshots"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "glue").is_dir(), reason="no folder of real data: LOWDIM_DATA=FOLDER")
+@pytest.mark.parametrize("method", ["lora", "compressed"])
+def test_a_committed_record_begins_as_the_run_does_now(tmp_path, method):
+    """Of the first seed: its held-out score before any step, and the losses of three steps."""
+    run = next(r.spec for r in recorded("fewshot", "small", 1) if r.spec.method == method)
+    record = records.read(run)
+    found = finetune(replace(run, steps=3), tmp_path, DATA / "glue", here=HERE)
+    assert found["data"] == record.found["data"]
+    np.testing.assert_allclose(found["losses"], record.found["losses"][:3], rtol=1e-4)
+    assert found["scores"][0]["pearson"] == pytest.approx(record.found["scores"][0]["pearson"], abs=1e-4)
