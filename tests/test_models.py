@@ -100,13 +100,17 @@ def test_a_causal_model_is_what_was_saved(saved, name):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_fewer_layers_are_the_first_ones(saved, name):
-    model, _ = load(str(saved / name), layers=2)
+def test_fewer_layers_are_the_first_ones_and_can_be_saved(saved, tmp_path, name):
+    model, tokenizer = load(str(saved / name), layers=2)
     cut = AutoModelForCausalLM.from_pretrained(saved / name)
     layers = cut.transformer.h if name == "gpt2" else cut.model.layers
     del layers[2]
     assert model.config.num_hidden_layers == 2
     assert torch.equal(logits(model, "a man"), logits(cut, "a man"))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    again, _ = load(str(tmp_path))
+    assert torch.equal(logits(again, "a man"), logits(cut, "a man"))
     whole = AutoModelForCausalLM.from_pretrained(saved / name)
     assert not torch.allclose(logits(model, "a man"), logits(whole, "a man"))
 
