@@ -22,6 +22,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -34,21 +36,26 @@ from lm_experiments.tasks.text import TASKS
 ROOT = Path(__file__).parents[1]
 WORDS = {word: k for k, word in enumerate(["<unk>", "<end>", "a", "plane", "takes", "off", "man", "plays"])}
 SMALL = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+ENDS = "bos_token_id", "eos_token_id", "pad_token_id"
 MADE = {
     "bert": lambda: BertForMaskedLM(BertConfig(**SMALL, num_hidden_layers=3)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_hidden_layers=3, bos_token_id=1, eos_token_id=1)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_hidden_layers=3, **dict.fromkeys(ENDS[:2], 1))),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=8, n_embd=16, n_head=2, n_layer=3, bos_token_id=1, eos_token_id=1)
+    ),
+    "smollm3": lambda: SmolLM3ForCausalLM(  # its config lists the kind of each layer
+        SmolLM3Config(**SMALL, num_key_value_heads=2, num_hidden_layers=3, **dict.fromkeys(ENDS, 1))
     ),
     "t5": lambda: T5ForConditionalGeneration(
         T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=24, num_heads=2, num_layers=3, decoder_start_token_id=0)
     ),
 }
-CAUSAL = ("llama", "gpt2")
+CAUSAL = ("llama", "gpt2", "smollm3")
 NEW = {  # what a classifier has and the checkpoint has not, biases aside, which start at zero
     "bert": {"bert.pooler.dense.weight", "classifier.weight"},
     "llama": {"score.weight"},
     "gpt2": {"score.weight"},
+    "smollm3": {"score.weight"},
     "t5": {"classification_head.dense.weight", "classification_head.out_proj.weight"},
 }
 
@@ -93,13 +100,17 @@ def test_a_causal_model_is_what_was_saved(saved, name):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_fewer_layers_are_the_first_ones(saved, name):
-    model, _ = load(str(saved / name), layers=2)
+def test_fewer_layers_are_the_first_ones_and_can_be_saved(saved, tmp_path, name):
+    model, tokenizer = load(str(saved / name), layers=2)
     cut = AutoModelForCausalLM.from_pretrained(saved / name)
-    layers = cut.model.layers if name == "llama" else cut.transformer.h
+    layers = cut.transformer.h if name == "gpt2" else cut.model.layers
     del layers[2]
     assert model.config.num_hidden_layers == 2
     assert torch.equal(logits(model, "a man"), logits(cut, "a man"))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    again, _ = load(str(tmp_path))
+    assert torch.equal(logits(again, "a man"), logits(cut, "a man"))
     whole = AutoModelForCausalLM.from_pretrained(saved / name)
     assert not torch.allclose(logits(model, "a man"), logits(whole, "a man"))
 
@@ -254,7 +265,7 @@ def gguf_file(tmp_path, monkeypatch):
 
 def written(gguf, folder):
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(gguf.read_bytes())
+    (folder / "model.safetensors").write_bytes(b"converted " + gguf.read_bytes())
 
 
 def test_the_conversion_is_done_once_and_its_result_is_checked(gguf_file, monkeypatch):
@@ -296,7 +307,7 @@ def test_of_two_conversions_at_once_the_first_to_finish_counts(gguf_file, monkey
         (folder / "model.safetensors").write_bytes(b"late")
 
     monkeypatch.setattr(ours, "_convert", overtaken)
-    assert (ours.smollm2() / "model.safetensors").read_bytes() == b"weights"
+    assert (ours.smollm2() / "model.safetensors").read_bytes() == b"converted weights"
     assert {path.name for path in gguf_file.iterdir()} == {"smollm2", "smollm2-float32"}
 
 

@@ -238,9 +238,18 @@ def test_broken_bytes_are_refused(tmp_path, content, message):
         load("sst2", "train", tmp_path)
 
 
-def test_one_broken_line_in_a_thousand_of_qqp_is_left_out_as_in_the_hubs_version(tmp_path):
-    write(tmp_path, {"qqp_subset.tsv": "1\t2\t3\tbroken\n" + "".join(f"1\t2\t3\tA{k}\tB\t0\n" for k in range(999))})
-    assert sum(len(load("qqp", split, tmp_path)) for split in ("train", "validation")) == 999
+@pytest.mark.parametrize("name", ["qqp_subset.tsv", "train.tsv"])
+def test_one_broken_line_in_a_thousand_of_qqp_is_left_out_as_in_the_hubs_version(tmp_path, name):
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n" if name == "train.tsv" else ""
+    whole = [f"1\t2\t3\tA{k}\tB\t0\n" for k in range(999)]
+    for broken, count in ((1, 999), (2, None)):
+        write(tmp_path, {name: header + "1\t2\t3\tbroken\n" * broken + "".join(whole), "dev.tsv": header + whole[0]})
+        if count is None:
+            with pytest.raises(ValueError, match=r"line (1|2): 4 columns instead of 6"):
+                load("qqp", "train", tmp_path)
+        else:
+            examples = [load("qqp", split, tmp_path) for split in ("train", "validation")]
+            assert len(set(examples[0].first + examples[1].first)) == count
 
 
 def test_unknown_tasks_and_splits_are_refused():
