@@ -174,4 +174,7 @@ def _report(cells: list[FineTune], options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # between two runs; within one, `Interruption` saves first
+        sys.exit(130)

@@ -143,8 +143,10 @@ class Run:
             if step % save_every == 0 or step == self.spec.steps or stop:
                 self._save(step)
             report(step, loss)
-            if stop and step < self.spec.steps:
-                raise Stopped(interrupted.exit_code or 143)
+            if stop:
+                break
+        if self.here.any(bool(interrupted)):  # or while the last checkpoint was written
+            raise Stopped(interrupted.exit_code or 143)
 
     def found(self) -> dict[str, Any]:
         """The record's numbers."""

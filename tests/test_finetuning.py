@@ -180,7 +180,7 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(folder, tmp_path, changes
 
         return report
 
-    for at in (1, 3):  # noticed at the end of the next step
+    for at in (1, 3, 6):  # noticed at the end of the next step, which may be the last
         with pytest.raises(Stopped) as stopped:
             finetune(run, tmp_path / "parts", folder, here=HERE, save_every=100, report=stop(at))
         assert stopped.value.code == 143
@@ -199,6 +199,21 @@ def test_dropout_depends_on_seed_and_step(folder, tmp_path, monkeypatch):
     for seed in (0, 1):
         finetune(spec(folder, method="lora", seed=seed), tmp_path / str(seed), folder, here=HERE)
     assert len(set(seeds)) == len(seeds) == 2 * (1 + 7)  # the adapter's start, and each step
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_file_event_ends_as_if_it_had_not_been(folder, tmp_path):
+    """By ckpt-chaos: before each, after half of each file, with all that was not synced lost, or by SIGTERM."""
+    toy = ROOT / "tests" / "toy_trainer.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, toy, "--everywhere", tmp_path, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"mode"')]
+    bad = [kill for kill in kills if kill["code"] or not kill["equal"] or kill["killed"] not in (137, 143, -15)]
+    assert bad == []
+    assert len(kills) > 80
+    assert all(not name.count(".tmp-") for kill in kills for name in kill["left"])
 
 
 def test_another_spec_in_the_same_folder_is_refused(folder, tmp_path):

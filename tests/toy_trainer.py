@@ -4,6 +4,7 @@ python toy_trainer.py FOLDER                 trains, or goes on with, the run in
 python toy_trainer.py --everywhere FOLDER    kills it at every file event, each in a fork of one process, since a start
                                              of torch takes a hundred times as long as this training; prints a JSON
                                              record of each
+python toy_trainer.py --everywhere FOLDER PLACE    the same of lm_experiments.finetune, with the tiny model in PLACE
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import random
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -76,7 +79,7 @@ def train(folder: Path) -> int:
     return 0
 
 
-def forked(folder: Path, **arming) -> tuple[int, str]:
+def forked(folder: Path, train: Callable[[Path], int], **arming) -> tuple[int, str]:
     """Exit code and output of one training in a fork, armed by ckpt-chaos to die at an event, or not at all."""
     output = folder.with_name(f"{folder.name}.output")
     if child := os.fork():
@@ -98,12 +101,29 @@ def forked(folder: Path, **arming) -> tuple[int, str]:
         os._exit(code)
 
 
-def kill_everywhere(work: Path) -> None:
+def finetuned(folder: Path, place: Path) -> int:
+    """The same of the real loop, on a tiny BERT and STS-B in `place`."""
+    from lm_experiments.finetune import Stopped, finetune
+    from lm_experiments.processes import Processes
+    from lm_experiments.runs import FineTune
+
+    sizes = {"examples": 12, "steps": STEPS, "batch": 4, "every": 3, "rank": 4, "length": 32}
+    run = FineTune(model=str(place / "bert"), lr=0.01, scale=0.1, dropout=0.3, watch=True, **sizes)
+    try:
+        finetune(run, folder, place, here=Processes(0, 1, torch.device("cpu")), save_every=EVERY)
+    except Stopped as stopped:
+        return stopped.code
+    trained = latest(folder)
+    (folder / "final").write_bytes(safetensors.torch.save(trained.tensors) + (folder / "metrics.jsonl").read_bytes())
+    return 0
+
+
+def kill_everywhere(work: Path, train: Callable[[Path], int]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         train(work / "first")  # imports what torch imports late, which each fork would do again
     gc.freeze()  # a collection in a fork would touch, so copy, all of its memory
     events = work / "events"
-    forked(work / "whole", crash_at=None, log_path=str(events))
+    forked(work / "whole", train, crash_at=None, log_path=str(events))
     whole = (work / "whole" / "final").read_bytes()
     for mode in MODES:
         for event, line in zip(count(1), events.read_text().splitlines()):
@@ -111,9 +131,9 @@ def kill_everywhere(work: Path) -> None:
             if mode == "torn" and tornable == "0":
                 continue
             folder = work / f"{mode}-{event}"
-            killed, _ = forked(folder, crash_at=event, mode=mode)
+            killed, _ = forked(folder, train, crash_at=event, mode=mode)
             there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-            code, output = forked(folder)
+            code, output = forked(folder, train)
             final = folder / "final"
             equal = final.exists() and final.read_bytes() == whole
             record = {"mode": mode, "event": f"{kind} {name}", "killed": killed, "there": there, "code": code}
@@ -124,6 +144,7 @@ def kill_everywhere(work: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--everywhere":
-        kill_everywhere(Path(sys.argv[2]))
+        work, *place = map(Path, sys.argv[2:])
+        kill_everywhere(work, partial(finetuned, place=place[0]) if place else train)
     else:
         sys.exit(train(Path(sys.argv[1])))
