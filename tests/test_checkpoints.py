@@ -78,12 +78,14 @@ trees = st.recursive(
 
 
 def bits(value) -> object:
-    """What two values share if they are the same: types, order of keys, every bit, and a dense tensor's layout."""
+    """What two values share if they are the same: types, order of keys, every bit, and the layout that is kept."""
     if isinstance(value, torch.Tensor):
         order = sorted(range(value.ndim), key=value.stride, reverse=True)
         dense = value.permute(order).is_contiguous()
-        layout = [value.stride(axis) for axis in range(value.ndim)] if dense and min(value.shape, default=2) > 1 else ()
-        raw = value.detach().contiguous().flatten().view(torch.uint8) if value.numel() else torch.empty(0)
+        kept = value if dense else value.contiguous()  # what overlaps itself or has gaps
+        layout = kept.stride() if min(value.shape, default=2) > 1 else ()
+        fresh = value.detach().clone(memory_format=torch.contiguous_format)  # contiguous() keeps odd strides of size 1
+        raw = fresh.flatten().view(torch.uint8) if value.numel() else torch.empty(0)
         return "tensor", value.dtype, tuple(value.shape), tuple(layout), raw.numpy().tobytes()
     if isinstance(value, (np.ndarray, np.generic)):
         return type(value), value.dtype, np.shape(value), value.tobytes()
