@@ -143,6 +143,36 @@ def test_one_tensor_in_two_places_is_stored_once_and_stays_one(run):
     assert torch.equal(tree["turned"], weight.T)
 
 
+def test_the_layout_in_memory_stays_so_that_products_round_alike(run):
+    basis = torch.linalg.qr(torch.randn(6, 4)).Q  # LAPACK's: columns first
+    images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    save_tree(run, 1, {"basis": basis, "images": images, "gaps": images[:, :, ::2]})
+    tree = latest_tree(run)
+    assert basis.stride() == tree["basis"].stride() == (1, 6)
+    assert tree["images"].is_contiguous(memory_format=torch.channels_last)
+    assert tree["gaps"].is_contiguous()
+    assert all(torch.equal(tree[name], tensor) for name, tensor in {"basis": basis, "images": images}.items())
+
+
+def test_every_kind_of_float_keeps_its_bits(run):
+    nans = [struct.unpack(">d", bytes.fromhex(bits))[0] for bits in ("fff8000000000000", "7ff8000000000abc")]
+    floats = [*nans, math.inf, -math.inf, -0.0, 5e-324, 0.1, 1.7976931348623157e308]
+    save_tree(run, 1, floats)
+    assert struct.pack(">8d", *latest_tree(run)) == struct.pack(">8d", *floats)
+
+
+def test_two_paths_of_one_spelling_are_two_tensors(run):
+    given = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1), 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}}
+    save_tree(run, 1, given)
+    tree = latest_tree(run)
+    assert [float(tree["a/b"]), *map(float, tree["a"].values())] == [0, 1, 2, 3]
+
+
+def test_empty_tensors_share_no_memory_so_two_stay_two(run):
+    save_tree(run, 1, [torch.empty(0), torch.empty(0)])
+    assert len({id(tensor) for tensor in latest_tree(run)}) == 2
+
+
 def test_shared_and_strided_tensors_may_be_saved_without_flatten(run):
     weight = torch.arange(12.0).reshape(3, 4)
     given = {"whole": weight, "again": weight, "row": weight[1], "turned": weight.T, "wide": weight[:1].expand(5, 4)}
