@@ -1,10 +1,12 @@
 """The model that trains: frozen weights with an adapter of a method, or the whole model; and who learns how fast."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,7 +36,13 @@ def adapted(model: PreTrainedModel, spec: FineTune, batch: dict[str, Tensor], lo
     if spec.method == "full":
         return model
     head = head_of(model)
-    wrapped: nn.Module = get_peft_model(model, _config(spec, _targets(model, spec), [head] if head else None))
+    config = _config(spec, _targets(model, spec), [head] if head else None)
+    with warnings.catch_warnings():  # PEFT 0.21 still reads transformers' former name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        wrapped: nn.Module = get_peft_model(model, config)
+    for parameter in wrapped.parameters():  # PEFT copies the head in the precision of the frozen weights
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     if spec.method == "compressed":
         initialize_deep_lora_weights(wrapped, batch, loss)
     return wrapped
@@ -50,6 +58,17 @@ def parameter_groups(model: nn.Module, spec: FineTune) -> list[dict[str, Any]]:
     groups = [{**group, "params": [p for p in group["params"] if id(p) not in head]} for group in groups]
     groups.append({"params": [p for p in model.parameters() if id(p) in head], "lr": spec.head_lr})
     return [group for group in groups if group["params"]]
+
+
+def frozen_factors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """An adapter's own tensors that do not train: outer factors at gamma = 0, which the first gradient has chosen."""
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    return {
+        f"{name}.{inner}": parameter
+        for name, layer in layers.items()
+        for inner, parameter in layer.named_parameters()
+        if inner.split(".")[0] in layer.adapter_layer_names and not parameter.requires_grad
+    }
 
 
 def trainable(model: nn.Module) -> dict[str, int]:

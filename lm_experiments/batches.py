@@ -26,8 +26,8 @@ class Encoded:
         return len(self.ids)
 
     def batch(self, indices: Integer[np.ndarray, " batch"]) -> dict[str, Tensor]:
-        """Padded to the longest of these, with their labels: float32 scores or int64 classes."""
-        padded = self.tokenizer.pad([self.ids[k] for k in indices], return_tensors="pt")
+        """Padded on the right to the longest of these, with their labels: float32 scores or int64 classes."""
+        padded = self.tokenizer.pad([self.ids[k] for k in indices], return_tensors="pt", padding_side="right")
         labels = torch.from_numpy(self.labels[indices])
         return {**padded, "labels": labels.float() if labels.is_floating_point() else labels}
 

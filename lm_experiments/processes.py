@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -74,20 +75,36 @@ class Processes:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """This process as torchrun started it: on its GPU with NCCL, else on the CPU with gloo; alone without torchrun."""
-    rank, size, local = (
-        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL communicates
     begun = "RANK" in os.environ and not dist.is_initialized()
     if begun:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
+        # as counted by those who answered, not as some launcher's variables say
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         yield Processes(rank, size, device)
         if begun:
             dist.barrier()  # who leaves first must not cut off one that still communicates
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP has divided; others as they are. Every process calls it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Overwrite a tensor, which FSDP may have divided, with a whole one."""
+    value = value.to(tensor.device)
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+    tensor.copy_(value)
 
 
 def training_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

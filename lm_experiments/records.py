@@ -35,26 +35,36 @@ def path(spec: FineTune, folder: Path = RESULTS) -> Path:
 
 
 def write(spec: FineTune, found: dict[str, Any], where: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Keep a run's record, its floats to five significant digits."""
+    """Keep a run's record, its floats to five significant digits; ValueError if one is not finite."""
     content = {"spec": spec.described(), "found": _rounded(found), "where": where}
     write_atomically(path(spec, folder), (json.dumps(content, separators=(",", ":")) + "\n").encode())
     return path(spec, folder)
 
 
 def read(spec: FineTune, folder: Path = RESULTS) -> Record | None:
-    """The record of exactly this run; None if it was not run. Raises ValueError if the file is another run's."""
+    """The record of exactly this run; None if it was not run. ValueError if the file is damaged or another run's."""
     place = path(spec, folder)
     if not place.is_file():
         return None
-    content = json.loads(place.read_text())
-    if content["spec"] != json.loads(json.dumps(spec.described())):
-        raise ValueError(f"{place} is the record of another run: were defaults of FineTune changed? Run it again")
-    return Record(spec, content["found"], content["where"])
+    try:
+        content = json.loads(place.read_bytes())
+        there, record = content["spec"], Record(spec, content["found"], content["where"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place} is no whole record ({error!r}): delete it and run it again") from error
+    wanted = spec.described()
+    if differing := [name for name in {**there, **wanted} if there.get(name, "absent") != wanted.get(name, "absent")]:
+        raise ValueError(
+            f"{place} is the record of another run, differing in {', '.join(differing)}: were defaults of FineTune "
+            "changed? Delete it and run it again"
+        )
+    return record
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else str(value)
+        if not math.isfinite(value):
+            raise ValueError(f"{value} in a record, which JSON cannot keep: a run that diverged has no record")
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value

@@ -19,9 +19,10 @@ class FineTune:
     """
 
     model: str = "minilm"
-    """As lm_experiments.models.load takes it: minilm, smollm2, a folder, or org/name[@revision] on the Hub."""
+    """minilm or smollm2, which ./run assets brings; a folder that save_pretrained wrote; org/name[@revision]."""
     task: str = "stsb"
-    """One of lm_experiments.tasks.text.TASKS. Encoders get a head; causal models answer classes by words."""
+    """stsb, sst2, rte, mrpc, qnli, mnli, cola, qqp, boolq or imdb. Encoders get a head; causal models answer classes by
+    words."""
     examples: int = 256
     """n, drawn without replacement; 0 takes all."""
     method: Method = "compressed"

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from lm_experiments.processes import whole
+from lm_experiments.runs import FineTune
 from lowdim import leading_subspace
 
 KEPT = 16  # singular values recorded of each layer
@@ -21,21 +22,27 @@ def updates(model: nn.Module) -> dict[str, Tensor]:
     found = {
         name.removeprefix("base_model.model."): layer.get_delta_weight("default") for name, layer in layers.items()
     }
-    return {name: (u.full_tensor() if isinstance(u, DTensor) else u).float().cpu() for name, u in found.items()}
+    return {name: whole(update).float().cpu() for name, update in found.items()}
 
 
 @dataclass
 class Watch:
     """Follows the updates over training; `tensors` is what a checkpoint keeps of it."""
 
+    spec: FineTune
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """Leading left singular vectors "step/layer", (outputs, DIRECTIONS)."""
+    """Leading left singular vectors "step/layer", (outputs, directions)."""
+
+    @property
+    def directions(self) -> int:
+        """As many as are followed: DIRECTIONS, but none beyond the adapter's width, which would be noise."""
+        return DIRECTIONS if self.spec.method == "wide" else min(DIRECTIONS, self.spec.rank)
 
     def __call__(self, step: int, model: nn.Module) -> None:
         """Keep the leading subspaces after `step` steps."""
         for name, update in updates(model).items():
             if update.any():
-                self.tensors[f"{step}/{name}"] = leading_subspace(update, DIRECTIONS, method="randomized")
+                self.tensors[f"{step}/{name}"] = leading_subspace(update, self.directions, method="randomized")
 
     def cosines(self, last: int) -> dict[str, dict[str, list[float]]]:
         """Of the principal angles between each layer's leading subspace after a step and after the last one.

@@ -4,7 +4,6 @@ python toy_trainer.py FOLDER                 trains, or goes on with, the run in
 python toy_trainer.py --everywhere FOLDER    kills it at every file event, each in a fork of one process, since a start
                                              of torch takes a hundred times as long as this training; prints a JSON
                                              record of each
-python toy_trainer.py --everywhere FOLDER PLACE    the same of lm_experiments.finetune, with the tiny model in PLACE
 """
 
 import contextlib
@@ -15,8 +14,7 @@ import random
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -101,31 +99,15 @@ def forked(folder: Path, train: Callable[[Path], int], **arming) -> tuple[int, s
         os._exit(code)
 
 
-def finetuned(folder: Path, place: Path) -> int:
-    """The same of the real loop, on a tiny BERT and STS-B in `place`."""
-    from lm_experiments.finetune import Stopped, finetune
-    from lm_experiments.processes import Processes
-    from lm_experiments.runs import FineTune
-
-    sizes = {"examples": 12, "steps": STEPS, "batch": 4, "every": 3, "rank": 4, "length": 32}
-    run = FineTune(model=str(place / "bert"), lr=0.01, scale=0.1, dropout=0.3, watch=True, **sizes)
-    try:
-        finetune(run, folder, place, here=Processes(0, 1, torch.device("cpu")), save_every=EVERY)
-    except Stopped as stopped:
-        return stopped.code
-    trained = latest(folder)
-    (folder / "final").write_bytes(safetensors.torch.save(trained.tensors) + (folder / "metrics.jsonl").read_bytes())
-    return 0
-
-
-def kill_everywhere(work: Path, train: Callable[[Path], int]) -> None:
+def kill_everywhere(work: Path, train: Callable[[Path], int], modes: Sequence[str] = MODES) -> None:
+    """One JSON record a line; `train` leaves FOLDER/final, and is called again after each kill."""
     with contextlib.redirect_stdout(sys.stderr):
         train(work / "first")  # imports what torch imports late, which each fork would do again
     gc.freeze()  # a collection in a fork would touch, so copy, all of its memory
     events = work / "events"
     forked(work / "whole", train, crash_at=None, log_path=str(events))
     whole = (work / "whole" / "final").read_bytes()
-    for mode in MODES:
+    for mode in modes:
         for event, line in zip(count(1), events.read_text().splitlines()):
             _, kind, name, tornable = line.split("\t")
             if mode == "torn" and tornable == "0":
@@ -144,7 +126,6 @@ def kill_everywhere(work: Path, train: Callable[[Path], int]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--everywhere":
-        work, *place = map(Path, sys.argv[2:])
-        kill_everywhere(work, partial(finetuned, place=place[0]) if place else train)
+        kill_everywhere(Path(sys.argv[2]), train)
     else:
         sys.exit(train(Path(sys.argv[1])))
