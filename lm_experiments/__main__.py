@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -125,7 +125,7 @@ def _all(cells: list[FineTune], options: Options) -> int:
     from lm_experiments.finetune import Diverged, Stopped
     from lm_experiments.processes import processes
 
-    failed: set[FineTune] = set()
+    failed: dict[FineTune, Exception] = {}
     with processes() as here:
         console = Console(stderr=True, quiet=not here.first, highlight=False, markup=False, soft_wrap=True)
         with Progress(*Progress.get_default_columns(), console=console, disable=not here.first) as progress:
@@ -145,10 +145,11 @@ def _all(cells: list[FineTune], options: Options) -> int:
                     Console(stderr=True, soft_wrap=True).print(f"✗ {error}", style="red", highlight=False, markup=False)
                     if here.size > 1:
                         sys.exit(1)  # the others may not have met it, and wait: torchrun ends them
-                    failed.add(cell)
+                    failed[cell] = error
                 progress.update(runs, completed=number)
         if here.first:
-            there = (records.read(cell, options.results) for cell in cells if cell not in failed)
+            told = (cell for cell in cells if isinstance(failed.get(cell), Diverged | None))
+            there = (records.read(cell, options.results) for cell in told)
             Console().print(summary([record for record in there if record]))
     return 1 if failed else 0
 
@@ -171,16 +172,24 @@ def _unless_recorded(
 
 
 def _one(cell: FineTune, options: Options, here: "Processes", report: Callable[[int, float], None]) -> str:
-    from lm_experiments.finetune import finetune
+    from lm_experiments.finetune import Diverged, finetune
     from lm_experiments.run_folder import MANIFEST
 
     folder = options.runs / cell.key
     how = {"here": here, "parallel": options.parallel, "save_every": options.save_every}
-    found = finetune(cell, folder, options.data, report=report, **how)  # type: ignore[arg-type]
-    if here.first:
-        begun = json.loads((folder / MANIFEST).read_text())
-        where = {key: begun[key] for key in ("git", "versions", "hardware", "threads")} | {"processes": here.size}
-        records.write(cell, found, where, options.results)
+
+    def keep(found: dict[str, Any]) -> None:
+        if here.first:
+            begun = json.loads((folder / MANIFEST).read_text())
+            where = {key: begun[key] for key in ("git", "versions", "hardware", "threads")} | {"processes": here.size}
+            records.write(cell, found, where, options.results)
+
+    try:
+        found = finetune(cell, folder, options.data, report=report, **how)  # type: ignore[arg-type]
+    except Diverged as diverged:
+        keep({"diverged": str(diverged)})
+        raise
+    keep(found)
     last, metric = found["scores"][-1], TASKS[cell.task].metric
     return f"{label(cell)}, {metric} {last[metric]:.4f}, lr {cell.lr:g}, {found['seconds']:.0f} s"
 

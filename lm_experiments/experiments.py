@@ -28,12 +28,13 @@ SMOLLM2 = FineTune(
     precision="bf16",
 )
 BERT = FineTune(model="google-bert/bert-base-cased", examples=1024, steps=1000, every=100, held_out=0)
-TUNING = 100  # seeds from here on choose learning rates
+TUNING = (100, 101, 102)
+"""The seeds that choose learning rates."""
 GRIDS: dict[str, tuple[float, ...]] = {
-    "lora": (1e-4, 3e-4, 1e-3),
-    "compressed": (3e-3, 1e-2, 3e-2),
-    "narrow": (3e-4, 1e-3, 3e-3),
-    "wide": (1e-4, 3e-4, 1e-3),
+    "lora": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    "compressed": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "narrow": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "wide": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
 }
 """Learning rates tried for each method. Outer factors at random learn with the rate of the compressed form."""
 
@@ -80,12 +81,12 @@ def _tuned_on(size: Size) -> Iterator[tuple[FineTune, tuple[str, ...]]]:
 
 
 def _tries(base: FineTune, method: str) -> Cells:
-    cell = replace(base, method=method, part="tuning", seed=TUNING)  # type: ignore[arg-type]
-    return tuple(replace(cell, lr=lr) for lr in GRIDS[method])
+    cell = replace(base, method=method, part="tuning")  # type: ignore[arg-type]
+    return tuple(replace(cell, lr=lr, seed=seed) for lr in GRIDS[method] for seed in TUNING)
 
 
 def chosen(cell: FineTune, read: Callable[[FineTune], records.Record | None] = records.read) -> FineTune:
-    """The cell with the best learning rate tried for its model, its method and its kind of task.
+    """The cell with the learning rate that is best for its model, method and kind of task, in the mean over `TUNING`.
 
     Raises ValueError if those runs are not there yet.
     """
@@ -93,16 +94,19 @@ def chosen(cell: FineTune, read: Callable[[FineTune], records.Record | None] = r
     task = "stsb" if cell.task == "stsb" else "sst2"
     bases = [base for size in get_args(Size) for base, _ in _tuned_on(size)]
     base = next(b for b in bases if (b.model, b.task) == (cell.model, task))
-    tries = [(lr.lr, read(lr)) for lr in _tries(base, method)]
-    if missing := [rate for rate, record in tries if record is None]:
-        raise ValueError(f"no record of lr = {missing[0]:g} for {method}, {task}: python -m lm_experiments rates first")
-    metric = TASKS[task].metric
-    best = max(tries, key=lambda found: found[1].score(metric))  # type: ignore[union-attr]
-    return replace(cell, lr=best[0])
+    totals = dict.fromkeys(GRIDS[method], 0.0)
+    for tried in _tries(base, method):
+        record = read(tried)
+        if record is None:
+            raise ValueError(
+                f"no record of lr = {tried.lr:g} for {method}, {task}: python -m lm_experiments rates first"
+            )
+        totals[tried.lr] += record.score(TASKS[task].metric)
+    return replace(cell, lr=max(totals, key=totals.__getitem__))
 
 
 def _fewshot(size: Size) -> Cells:
-    sizes, seeds = ((64, 256, 1024), 5) if size == "small" else ((16, 64, 256), 20)
+    sizes, seeds = ((16, 64, 256, 1024), 10) if size == "small" else ((16, 64, 256), 20)
     base = replace(_encoder(size), steps=200 if size == "small" else 500)
     return grid(base, seeds, examples=sizes, method=("lora", "compressed"))
 
@@ -110,7 +114,7 @@ def _fewshot(size: Size) -> Cells:
 def _glue(size: Size) -> Cells:
     tasks = ("sst2", "rte", "mrpc", "qnli", "mnli", "qqp") + (() if size == "small" else ("cola", "stsb"))
     base = replace(_encoder(size), held_out=400 if size == "small" else 0)
-    return grid(base, 5 if size == "small" else 10, task=tasks, method=("lora", "compressed"))
+    return grid(base, 10, task=tasks, method=("lora", "compressed"))
 
 
 def _rank(size: Size) -> Cells:
@@ -120,12 +124,12 @@ def _rank(size: Size) -> Cells:
 
 def _forms(size: Size) -> Cells:
     base = replace(MINILM if size == "small" else replace(BERT, examples=16, steps=200), watch=True)
-    return grid(base, 3 if size == "small" else 5, method=("compressed", "narrow", "wide", "lora"))
+    return grid(base, 5, method=("compressed", "narrow", "wide", "lora"))
 
 
 def _centre(size: Size) -> Cells:
     base = replace(_encoder(size), task="stsb", centre=False)
-    return grid(base, 3, method=("lora", "compressed"))
+    return grid(base, 5, method=("lora", "compressed"))
 
 
 def _outer(size: Size) -> Cells:
@@ -134,7 +138,7 @@ def _outer(size: Size) -> Cells:
 
 
 def _smollm2(size: Size) -> Cells:
-    return grid(_causal(size), 3 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
+    return grid(_causal(size), 5 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
 
 
 EXPERIMENTS: dict[str, Experiment] = {

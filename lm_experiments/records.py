@@ -19,12 +19,14 @@ class Record:
 
     spec: FineTune
     found: dict[str, Any]
-    """losses, scores, seconds, trainable, data; spectra and cosines if the run was watched."""
+    """losses, scores, seconds, trainable, data; spectra and cosines if the run was watched. Or diverged: where."""
     where: dict[str, Any]
     """Versions, commit, hardware, threads."""
 
     def score(self, metric: str, step: int | None = None) -> float:
-        """A metric after a step, by default the last one."""
+        """A metric after a step, by default the last one; -inf of a run that diverged."""
+        if "diverged" in self.found:
+            return -math.inf
         wanted = self.spec.steps if step is None else step
         return next(float(entry[metric]) for entry in self.found["scores"] if entry["step"] == wanted)
 

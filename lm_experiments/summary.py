@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
@@ -33,13 +34,14 @@ def summary(found: Sequence[Record]) -> Group:
     if len(kinds) == 1:  # by its name, as its files have it
         (kind,) = kinds
         common = f"{label(kind).rpartition('-')[0]}: gamma {kind.gamma:g}, lr {kind.lr:g}"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in (*differing, "metric", "mean", *(["sd"] if spread else []), "seeds"):
         table.add_column(name, justify="left" if name in ("model", "task", "method", "metric") else "right")
     for kind, scores in kinds.items():
         cells = [_shown(getattr(kind, name)) for name in differing]
-        sd = [f"{stdev(scores):.4f}" if len(scores) > 1 else ""] if spread else []
-        table.add_row(*cells, TASKS[kind.task].metric, f"{mean(scores):.4f}", *sd, str(len(scores)))
+        sd = [f"{stdev(scores):.4f}" if len(scores) > 1 and isfinite(sum(scores)) else ""] if spread else []
+        score = f"{mean(scores):.4f}" if isfinite(sum(scores)) else "diverged"
+        table.add_row(*cells, TASKS[kind.task].metric, score, *sd, str(len(scores)))
     return Group(common or "no run is recorded yet", table if kinds else "")
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 from importlib import reload
 
 import pytest
@@ -283,6 +284,27 @@ def test_inputs_that_the_model_overwrites_are_noticed():
     start(late=False)  # an output may be overwritten
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         start(late=True)
+
+
+def test_around_the_call_or_in_the_loss_autocast_gives_the_same_start():
+    """The products of the model are in bfloat16, those that reduce the gradient are not."""
+
+    def started(inside: bool) -> list[torch.Tensor]:
+        def loss(model, rows):
+            with autocast if inside else nullcontext():
+                return model(rows).float().square().sum()
+
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 7))
+        model = get_peft_model(base, DeepLoraConfig(rank=4, target_modules=["0", "2"]))
+        with nullcontext() if inside else autocast:
+            initialize_deep_lora_weights(model, torch.linspace(-1, 1, 60).reshape(5, 12), loss)
+        return [factor for layer in layers(model).values() for factor in layer.outer("default")]
+
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    for one, other in zip(started(inside=True), started(inside=False), strict=True):
+        assert one.dtype is torch.float32
+        assert torch.equal(one, other)
 
 
 def test_the_narrow_network_of_a_linear_regression_trains_to_the_solution():

@@ -55,11 +55,14 @@ def initialize_deep_lora_weights(
         taps = {name: partial(_tap, sentinel=sentinel, gradient=gradient) for name, gradient in seen.items()}
         hooks = [layer.register_forward_hook(taps[name]) for name, layer in layers.items()]
         try:
-            torch.autograd.backward(_loss(model, batch, loss_fn), inputs=[sentinel])
+            loss = _loss(model, batch, loss_fn)  # in the caller's autocast, all else outside it
+            with torch.autocast(loss.device.type, enabled=False):
+                torch.autograd.backward(loss, inputs=[sentinel])
         finally:
             for hook in hooks:
                 hook.remove()
-    found = {name: gradient.factors() for name, gradient in seen.items()}
+    with torch.autocast(loss.device.type, enabled=False):
+        found = {name: gradient.factors() for name, gradient in seen.items()}
     _check(found)
     for name, factors in found.items():
         assert isinstance(factors, Narrow)
