@@ -49,24 +49,30 @@ def initialize_deep_lora_weights(
     """
     config, layers = _aligned(model, adapter_name)
     batch = _moved(_first(dataloader), next(model.parameters()).device)
-    sentinel = torch.zeros((), requires_grad=True)  # every layer's output depends on it, so its gradient passes all
     seen = {name: _Gradient(layer.layer_name, config, method) for name, layer in layers.items()}
-    with _without(model, layers.values(), adapter_name), torch.enable_grad():
-        taps = {name: partial(_tap, sentinel=sentinel, gradient=gradient) for name, gradient in seen.items()}
-        hooks = [layer.register_forward_hook(taps[name]) for name, layer in layers.items()]
-        try:
-            loss = _loss(model, batch, loss_fn)  # in the caller's autocast, all else outside it
-            with torch.autocast(loss.device.type, enabled=False):
-                torch.autograd.backward(loss, inputs=[sentinel])
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with _without(model, layers.values(), adapter_name), torch.enable_grad(), _tapped(layers, seen) as sentinel:
+        loss = _loss(model, batch, loss_fn)  # in the caller's autocast; all else is outside it
+        with torch.autocast(loss.device.type, enabled=False):
+            torch.autograd.backward(loss, inputs=[sentinel])
     with torch.autocast(loss.device.type, enabled=False):
         found = {name: gradient.factors() for name, gradient in seen.items()}
     _check(found)
     for name, factors in found.items():
         assert isinstance(factors, Narrow)
         layers[name].set_factors(adapter_name, factors)
+
+
+@contextmanager
+def _tapped(layers: Mapping[str, DeepLoraLinear], seen: "Mapping[str, _Gradient]") -> Iterator[Tensor]:
+    """Each layer shows its inputs and errors to its _Gradient; a scalar on which every layer's output depends."""
+    sentinel = torch.zeros((), requires_grad=True)  # so its gradient passes all
+    taps = {name: partial(_tap, sentinel=sentinel, gradient=gradient) for name, gradient in seen.items()}
+    hooks = [layer.register_forward_hook(taps[name]) for name, layer in layers.items()]
+    try:
+        yield sentinel
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Gradient:
