@@ -34,7 +34,7 @@ def compress_haar(
     signal: (d_L, d_0), what the product is to learn, up to scale: minus the gradient at a product of zero.
     rank: its rank or an upper estimate, 1 <= rank <= min(d_0, d_L) / 2; the cores are 2 rank x 2 rank.
     depth: L >= 2. scale: eps > 0.
-    generator: draws A and B on the CPU, so that a start is the same on every device.
+    generator: draws A and B on the CPU, so that a start is the same on every device, up to rounding.
     method: how the signal's leading subspaces are found, "exact" or "randomized" (see `leading_subspace`).
 
     Raises ValueError if an argument is out of range, or the signal is zero, not finite or of half precision.
@@ -46,13 +46,20 @@ def compress_haar(
             f"rank = {rank}: 2 rank = {2 * rank} directions do not fit into a {tuple(signal.shape)} signal; "
             f"take 1 <= rank <= {min(signal.shape) // 2}"
         )
-    columns, rows = leading_pairs(signal, rank, method)
+    columns, rows = _signed(*leading_pairs(signal, rank, method))
     long, short = (rows, columns) if len(rows) > len(columns) else (columns, rows)
     beside, images = (_gaussian(side, generator) for side in (long, short))
     ends = _orthonormal(long, beside), _orthonormal(images, short)
     right, left = ends if long is rows else reversed(ends)
     core = scale * torch.eye(2 * rank, dtype=signal.dtype, device=signal.device)
     return Narrow(left, tuple(core.clone() for _ in range(depth)), right)
+
+
+def _signed(columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of singular vectors with signs of their own, whichever library found them: largest entry of u positive."""
+    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
+    signs = torch.where(largest < 0, -1, 1)
+    return columns * signs, rows * signs
 
 
 def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -78,7 +78,7 @@ def test_the_leading_subspace_is_that_on_the_cpu(method):
     found = leading_subspace(matrix.to(DEVICE), 3, method=method)
     assert found.device.type == DEVICE
     cosines = torch.linalg.svdvals(found.cpu().mT @ left[:, :3])
-    assert cosines.min() > 1 - 1e-5
+    assert cosines.min() > 1 - 1e-4
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from lowdim import Narrow, compress, principal_angles
+from lowdim import haar as module
 from lowdim.haar import compress_haar
 from sims.start import haar
 from theory.invariants import rho
@@ -173,6 +174,25 @@ def test_correlated_inputs_make_the_narrow_run_an_approximation():
     slanted = haar(10, 10, rng) * np.linspace(0.5, 1.3, 10)
     assert gap(target, np.eye(10), 2, 3, 0.03, 300) < 1e-4  # the idle block
     assert 1e-2 < gap(target, slanted, 2, 3, 0.03, 300) < 1
+
+
+@pytest.mark.parametrize("flipped", [[0], [1], [0, 1]])
+def test_the_signs_that_a_library_gives_singular_vectors_do_not_matter(monkeypatch, flipped):
+    """LAPACK's and a GPU's differ."""
+
+    def drawn() -> Narrow:
+        return compress_haar(SIGNAL, 2, 3, 0.1, generator=torch.Generator().manual_seed(3))
+
+    def others(*arguments):
+        pairs = [vectors.clone() for vectors in honest(*arguments)]
+        for vectors in pairs:
+            vectors[:, flipped] *= -1
+        return pairs
+
+    expected, honest = drawn(), module.leading_pairs
+    monkeypatch.setattr(module, "leading_pairs", others)
+    assert torch.equal(drawn().left, expected.left)
+    assert torch.equal(drawn().right, expected.right)
 
 
 def test_draws_follow_the_generator_and_nothing_else():
