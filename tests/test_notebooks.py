@@ -16,12 +16,13 @@ def code(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
 
 
-def test_there_are_four():
+def test_there_are_five():
     assert [path.stem for path in NOTEBOOKS] == [
         "1_invariant_subspace",
         "2_compression",
         "3_what_is_learned_when",
         "4_lazy_to_rich",
+        "5_few_shot",
     ]
 
 
