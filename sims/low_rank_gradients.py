@@ -92,7 +92,8 @@ class Inside(NamedTuple):
 
 def inside(weight: Matrix) -> Inside:
     """The state before the first step, which finds the first subspaces."""
-    return Inside(weight, *(np.eye(size) for size in weight.shape), 0)
+    rows, cols = weight.shape
+    return Inside(weight, np.eye(rows), np.eye(cols), 0)
 
 
 def projected(

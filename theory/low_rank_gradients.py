@@ -4,7 +4,7 @@ Symbols: W and G m x n (rows, cols); A, B_i (`lefts`, m x m), C_i (`rights`, n x
 positive semidefinite; eta the step, t steps taken, vec stacks columns; lam_1 < lam_2 the smallest distinct eigenvalues
 of S, V_1 the eigenspace of lam_1, G^par the part of G_0 in it; sr the stable rank.
 
-    G(W) = A - mean_i B_i W C_i,    W_{t+1} = W_t + eta G_t:    vec G_t = (I - eta S)^t vec G_0,  S = mean_i C_i kron B_i
+    G(W) = A - mean_i B_i W C_i,   W_{t+1} = W_t + eta G_t:   vec G_t = (I - eta S)^t vec G_0,   S = mean_i C_i kron B_i
 
 (Zhao et al. 2024, GaLore, arXiv 2403.03507, Sec. 3). What moves slowest stays longest: G_t turns into V_1, so that
 sr(G_t) tends to sr(G^par). Three things there need more than is said:

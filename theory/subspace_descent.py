@@ -2,7 +2,7 @@
 
 Symbols: those of `low_rank_gradients`; P (`left`, m x r) and Q (`right`, n x s) with orthonormal columns, the identity
 for a side that is not projected; R = P^T G Q; B^_i = P^T B_i P, C^_i = Q^T C_i Q, S^ = mean_i C^_i kron B^_i;
-kappa = mean_i lam_min(B^_i) lam_min(C^_i) <= lam_min(S^); mu, L the least and largest eigenvalue of S; T the refresh gap.
+kappa = mean_i lam_min(B^_i) lam_min(C^_i) <= lam_min(S^); mu, L the least and largest eigenvalue of S; T the gap.
 
     W_{t+1} = W_t + eta P R_t Q^T:    vec R_t = (I - eta S^)^t vec R_0          (constant A, B_i, C_i; exact)
 
@@ -49,10 +49,10 @@ def variation(constants: float, lefts: tuple[float, float], rights: tuple[float,
 
 
 def contraction(least: float, largest: float, lr: float, changes: float = 0.0) -> float:
-    """|R_t|_F <= [max(1 - eta kappa, eta lam_max(S^) - 1) + eta v] |R_{t-1}|_F, v = `variation`; Theorem 3.8 made exact.
+    """|R_t|_F <= [max(1 - eta kappa, eta lam_max(S^) - 1) + eta v] |R_{t-1}|_F, v = `variation`: Theorem 3.8.
 
     For eta <= 2 / (kappa + lam_max(S^)) this is the 1 - eta (kappa - v) of Zhao et al. 2024, arXiv 2403.03507, who do
-    not say that eta must be small; beyond, theirs is false. With v = 0 it is attained in the end if least is lam_min(S^).
+    not say that eta must be small; beyond, theirs is false. With v = 0 and least = lam_min(S^) it is attained in the end.
 
     least: kappa or, sharper, lam_min(S^). largest: lam_max(S^), or any bound on it, as |B_i| |C_i|. lr: eta > 0.
     Raises ValueError unless 0 <= least <= largest and lr > 0.
@@ -110,8 +110,8 @@ def refresh_contraction(least: float, largest: float, lr: float, gap: int, share
     """
     if not 0 < least <= largest or not 0 < lr * largest <= 2 or gap < 1 or not 0 <= share <= 1 + ROUNDING:
         raise ValueError(
-            f"least = {least}, largest = {largest}, lr = {lr}, gap = {gap}, share = {share}: take 0 < least <= largest, "
-            "0 < lr <= 2 / largest, gap >= 1 and a share of at most 1"
+            f"least = {least}, largest = {largest}, lr = {lr}, gap = {gap}, share = {share}: "
+            "take 0 < least <= largest, 0 < lr <= 2 / largest, gap >= 1 and a share of at most 1"
         )
     return 1 - least / largest * (1 - (1 - lr * largest) ** (2 * gap)) * share
 
