@@ -52,7 +52,7 @@ def contraction(least: float, largest: float, lr: float, changes: float = 0.0) -
     """|R_t|_F <= [max(1 - eta kappa, eta lam_max(S^) - 1) + eta v] |R_{t-1}|_F, v = `variation`: Theorem 3.8.
 
     For eta <= 2 / (kappa + lam_max(S^)) this is the 1 - eta (kappa - v) of Zhao et al. 2024, arXiv 2403.03507, who do
-    not say that eta must be small; beyond, theirs is false. With v = 0 and least = lam_min(S^) it is attained in the end.
+    not say that eta must be small; beyond, theirs is false. With v = 0 it is attained if least = lam_min(S^).
 
     least: kappa or, sharper, lam_min(S^). largest: lam_max(S^), or any bound on it, as |B_i| |C_i|. lr: eta > 0.
     Raises ValueError unless 0 <= least <= largest and lr > 0.
