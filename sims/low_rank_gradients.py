@@ -6,7 +6,7 @@ positive semidefinite (the parametric gradient of Zhao et al. 2024, GaLore, arXi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -109,8 +109,11 @@ def projected(
     """W <- W + eta P P^T G(W) Q Q^T, with new P and Q before steps 0, T, 2T, ...: GaLore with SGD inside.
 
     refresh: "svd", leading singular vectors of G; "random", Haar from `rng`; "never", those of the first G for ever.
-    rank: r of each projected side. gap: T. Raises ValueError for a gap below 1, or "random" without rng.
+    rank: r of each projected side. gap: T. Raises ValueError for a gap below 1, another refresh or
+    side, "random" without rng, or a step for whose rank or gradient `leading_subspace` raises it.
     """
+    if refresh not in get_args(Refresh) or side not in get_args(Side):
+        raise ValueError(f"refresh = {refresh!r}, side = {side!r}: take one of {get_args(Refresh)}, {get_args(Side)}")
     if gap < 1 or (refresh == "random") != (rng is not None):
         raise ValueError(f"gap = {gap}, refresh = {refresh!r}, rng = {rng}: take gap >= 1, an rng for 'random' alone")
 

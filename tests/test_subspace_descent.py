@@ -80,7 +80,7 @@ def test_the_projected_gradient_never_shrinks_less_than_theorem_3_8_says(found, 
     assert (sizes[1:] <= bounds[1] * sizes[:-1] * (1 + 1e-9) + 1e-13 * sizes[0]).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(problems(samples=(1, 1), most=5.0), sides, st.floats(0.2, 1.0))
 def test_one_sample_attains_its_rate(found, side, share):
     """kappa = lam_min(S^), whose mode is all that is left after enough steps."""
@@ -115,12 +115,12 @@ def test_the_published_factor_is_too_small_from_a_step_of_two_over_kappa_plus_la
         assert sizes[1] / sizes[0] == pytest.approx(contraction(0.2, 1.0, lr), rel=1e-3)
 
 
-@settings(max_examples=40)
-@given(problems(most=4.0), sides)
+@settings(max_examples=20)
+@given(problems(most=3.0), sides)
 def test_convergence_is_inside_the_subspace_only(found, side):
     """R -> 0, while G -> `stays`, of which P and Q see nothing."""
     family, start, rank = found
-    gradients, left, right, _ = never_refreshed(family, start, rank, side, 1.0, 600)
+    gradients, left, right, _ = never_refreshed(family, start, rank, side, 1.0, 400)
     expected = stays(gradients[0], family.lefts, family.rights, left, right)
     size = np.linalg.norm(gradients[0])
     assert inner(gradients, left, right)[-1] < 1e-9 * size
@@ -327,6 +327,7 @@ ONE, NULL = np.eye(2)[None], np.diag([1.0, 0.0])[None]
         (lambda: refresh_contraction(0.5, 1.0, 0.1, 1, 1.1), "a share of at most 1"),
         (lambda: projected(ONE[0].__matmul__, 0.1, 1, 0), "gap = 0"),
         (lambda: projected(ONE[0].__matmul__, 0.1, 1, 1, refresh="random"), "an rng for 'random' alone"),
+        (lambda: projected(ONE[0].__matmul__, 0.1, 3, 1)(inside(ONE[0])), "rank = 3"),
     ],
 )
 def test_what_is_out_of_range_is_refused(call, message):

@@ -141,7 +141,8 @@ def entangled() -> list[sp.Expr | sp.MatrixBase]:
 
         sr(G_t) = 1 + ((3 + 2 x) / (6 - x))^2 >= 5/4 + 5 x / 12,    the lemma's bound = 5/4 + 5 y^2 / 36,
 
-    where y = ((1 - 11 eta / 8) / (1 - eta / 4))^t: 2 against 25/18 at t = 0, and larger ever after, since y^2 <= x:
+    where y = ((1 - 11 eta / 8) / (1 - eta / 4))^t: 2 against 25/18 at t = 0, and larger ever after, since y^2 <= x;
+    `stable_rank_bound`, with the slant 1 / 5^(1/2), is sr(G_t). Of the last step,
     (1 - 3 eta / 2) (1 - eta / 4) - (1 - 11 eta / 8)^2 = eta (64 - 97 eta) / 64 >= 0, and 8/19 < 64/97.
     """
     swap, sign, one = sp.Matrix([[0, 1], [1, 0]]), sp.diag(1, -1), sp.eye(2)
@@ -158,12 +159,15 @@ def entangled() -> list[sp.Expr | sp.MatrixBase]:
     spectrum = [hessian * mode.vec() - claim(rate) * mode.vec() for rate, mode in (modes | others).items()]
     squares = [entry**2 for entry in (slow + x * fast).diagonal()]  # the second is the larger one for x <= 1
     ours, limit = 1 + squares[0] / squares[1], 1 + slow[0, 0] ** 2 / slow[1, 1] ** 2
-    bound = limit + y**2 * (fast.T * fast).trace() / slow[1, 1] ** 2
+    total, rest, slant = (slow.T * slow).trace(), (fast.T * fast).trace(), 1 / sp.sqrt(5)
+    bound = limit + y**2 * rest / slow[1, 1] ** 2
     slower = (1 - sp.Rational(3, 2) * ETA) * (1 - ETA / 4) - (1 - sp.Rational(11, 8) * ETA) ** 2
     return [
         *spectrum,
         slow + fast - one,
         zero(ours - claim(1 + ((3 + 2 * x) / (6 - x)) ** 2)),
+        zero(ours - (total + x**2 * rest) / (slow[1, 1] - x * sp.sqrt(rest) * claim(slant)) ** 2),
+        zero(slant - sp.sqrt(1 - slow[1, 1] ** 2 / total)),  # of the second unit vectors with V_1
         zero(bound - claim(sp.Rational(5, 4) + 5 * y**2 / 36)),
         zero(ours.diff(x).subs(x, 0) - claim(sp.Rational(5, 12))),
         zero(slower - claim(ETA * (64 - 97 * ETA) / 64)),

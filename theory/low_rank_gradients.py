@@ -9,12 +9,14 @@ of S, V_1 the eigenspace of lam_1, G^par the part of G_0 in it; sr the stable ra
 (Zhao et al. 2024, GaLore, arXiv 2403.03507, Sec. 3). What moves slowest stays longest: G_t turns into V_1, so that
 sr(G_t) tends to sr(G^par). Three things there need more than is said:
 
-  - Lemma 3.3 needs V_1 to be a product of subspaces, as for one B and C that are not both singular, in Cor. 3.4 and in
-    Cor. 3.5. Otherwise |G_t^par|_2 can exceed |G_t|_2, and the lemma be false at every t: `stable_rank_bound`.
+  - Lemma 3.3 needs V_1 to hold the leading singular direction of G^par, as products of subspaces do: of one B and C not
+    both singular, in Cor. 3.4, in Cor. 3.5. Otherwise it can be false at every t. `stable_rank_bound` is the lemma with
+    the sine of the angle between them, and attained.
   - its rate needs eta <= 2 / (lam_2 + lam_max), beyond which the fastest directions ring on: `lemma_bound`.
-  - it needs G^par != 0. In Cor. 3.4's own form it is 0: `kept`. We take lam_1 to be the smallest eigenvalue that G_0
-    has a part in, which the proof allows; but then sr <= n - N' is lost: for orthonormal f_i and B_i = I all of S that
-    matters is one eigenvalue, G_t = (1 - eta / N)^t G_0, and sr(G_t) = sr(G_0), which may be N' > n / 2, for ever.
+  - it needs G^par != 0, but in Cor. 3.4's own form, if constant, it is 0: `kept`. We take lam_1 to be the smallest
+    eigenvalue that G_0 has a part in, which the proof allows; but then sr <= n - N' is lost: for orthonormal f_i and
+    B_i = I all of S that matters is one eigenvalue, G_t = (1 - eta / N)^t G_0, and sr(G_t) = sr(G_0) for ever, which
+    may be N' > n / 2.
 """
 
 from typing import NamedTuple
@@ -85,8 +87,10 @@ class Slowest(NamedTuple):
     """lam_1, that eigenvalue."""
     others: Float64[np.ndarray, " larger"]
     """lam_2, ..., lam_max: all larger eigenvalues of S, ascending, with multiplicity."""
-    basis: Float64[np.ndarray, "rows*cols dimension"]
-    """Of V_1, orthonormal."""
+    moved: Float64[np.ndarray, " some"]
+    """Those of them that G_0 has a part in."""
+    slant: float
+    """|(1 - Pi) u kron u'|: Pi projects onto V_1, (u', u) are the leading singular vectors of G^par. 0 for products."""
 
 
 def slowest(start: Matrix, lefts: Lefts, rights: Rights) -> Slowest:
@@ -94,6 +98,7 @@ def slowest(start: Matrix, lefts: Lefts, rights: Rights) -> Slowest:
 
     sr(G_t) tends to sr(G^par) if eta < 2 / (lam_1 + lam_max). If V_1 has one dimension that is sr of its vector,
     whatever the start, and 1 if and only if that is y kron z (Zhao et al. 2024, arXiv 2403.03507, Cor. 3.5).
+    If V_1 = Y kron X, Pi G = P_X G P_Y has its singular vectors in X and Y: slant = 0.
     Raises ValueError for a gradient of zero.
     """
     rates, vectors = np.linalg.eigh(curvature(lefts, rights))
@@ -103,53 +108,47 @@ def slowest(start: Matrix, lefts: Lefts, rights: Rights) -> Slowest:
     first = rates[has.argmax()]
     same = np.abs(rates - first) <= ROUNDING * rates[-1]
     larger = (rates > first) & ~same
-    return Slowest(_part(start, vectors[:, same]), max(float(first), 0.0), rates[larger], vectors[:, same])
+    part = _part(start, vectors[:, same])
+    left, _, right = np.linalg.svd(part)
+    leading = np.outer(left[:, 0], right[0])
+    slant = float(np.linalg.norm(leading - _part(leading, vectors[:, same])))
+    return Slowest(part, max(float(first), 0.0), rates[larger], rates[larger & has], slant)
 
 
 def lemma_bound(start: Matrix, lefts: Lefts, rights: Rights, lr: float, steps: Steps) -> Float64[np.ndarray, " times"]:
-    """sr(G_t) <= sr(G^par) + q^{2t} |G_0 - G^par|_F^2 / |G^par|_2^2, if V_1 is a product of subspaces: Lemma 3.3.
+    """sr(G_t) <= sr(G^par) + q^{2t} |G_0 - G^par|_F^2 / |G^par|_2^2, if slant = 0: Lemma 3.3, made exact.
 
     q = max_{lam >= lam_2} |1 - eta lam| / (1 - eta lam_1), the (1 - eta lam_2) / (1 - eta lam_1) of Zhao et al. 2024,
     arXiv 2403.03507, for eta <= 2 / (lam_2 + lam_max), and larger beyond, where theirs is too small.
 
-    V_1 = Y kron X, all of it: its projection is then G -> P_X G P_Y, which no singular value survives larger. Hence
-    |G_t|_2 >= |G_t^par|_2, and |G_t|_F^2 is the sum of both parts. `is_product` says whether V_1 is one.
     Raises ValueError for eta >= 1 / lam_1.
     """
-    slow, left, shrinking = _parts(start, lefts, rights, lr)
-    return stable_rank(slow.part) + (shrinking**steps * left / np.linalg.norm(slow.part, 2)) ** 2
+    slow = slowest(start, lefts, rights)
+    rest = _shrinking(slow, slow.others, lr) ** steps * np.linalg.norm(start - slow.part)
+    return stable_rank(slow.part) + (rest / np.linalg.norm(slow.part, 2)) ** 2
 
 
 def stable_rank_bound(
     start: Matrix, lefts: Lefts, rights: Rights, lr: float, steps: Steps
 ) -> Float64[np.ndarray, " times"]:
-    """The same for every V_1: sr <= (|G^par|_F^2 + q^{2t} b^2) / (|G^par|_2 - q^t b)^2, b = |G_0 - G^par|_F. Ours.
+    """sr(G_t) <= (|G^par|_F^2 + (q^t b)^2) / (|G^par|_2 - s q^t b)^2, b = |G_0 - G^par|_F, s the slant; ours.
 
-    By the triangle inequality, |G_t|_2 >= |G_t^par|_2 - |G_t - G_t^par|_F. It nears sr(G^par) as q^t, not q^{2t}, and
-    so does sr(G_t) itself: to first order sr moves by -2 sr <u u'^T, G_t - G_t^par> / |G_t^par|_2 with u, u' the first
-    singular vectors of G^par, which vanishes if V_1 is a product. At most min(m, n). Raises as `lemma_bound`.
+    In units of (1 - eta lam_1)^t, G_t is G^par and a rest N orthogonal to V_1 of norm q^t b at most, so that |G_t|_2 >=
+    <u' u^T, G_t> = |G^par|_2 + <(1 - Pi) u' u^T, N>. For s = 0 it is Lemma 3.3; otherwise both sides near sr(G^par) as
+    q^t, not q^{2t}, and `gradient_derivations.entangled` attains it. q is over `moved` alone. At most min(m, n).
+    Raises ValueError for eta >= 1 / lam_1.
     """
-    slow, left, shrinking = _parts(start, lefts, rights, lr)
-    rest = shrinking**steps * left
-    spectral = np.maximum(np.linalg.norm(slow.part, 2) - rest, 0)
+    slow = slowest(start, lefts, rights)
+    rest = _shrinking(slow, slow.moved, lr) ** steps * np.linalg.norm(start - slow.part)
+    spectral = np.maximum(np.linalg.norm(slow.part, 2) - slow.slant * rest, 0)
     total, most = np.linalg.norm(slow.part) ** 2 + rest**2, float(min(start.shape))
     return np.minimum(np.divide(total, spectral**2, out=np.full_like(total, most), where=spectral > 0), most)
-
-
-def is_product(basis: Float64[np.ndarray, "_ dimension"], rows: int) -> bool:
-    """Whether a subspace of R^n kron R^m is Y kron X: it is if the ranges of its matrices have dim X dim Y = its own.
-
-    basis: of vec(m x n matrices), orthonormal, as in `Slowest`. rows: m.
-    """
-    matrices = basis.T.reshape(basis.shape[1], -1, rows).mT
-    spans = (np.linalg.matrix_rank(np.hstack([*side]), tol=1e-8) for side in (matrices, matrices.mT))
-    return bool(np.prod([*spans]) == basis.shape[1])
 
 
 def sample_ranks(features: Float64[np.ndarray, "cols samples"]) -> tuple[int, int]:
     """N' = rank{f_i} and n - N', of C_i = f_i f_i^T with all B_i positive definite: Cor. 3.4, taken apart.
 
-    If A = mean_i a_i f_i^T, rank(G_t) <= N', and G_t -> 0. If A has a part beside the f_i, V_1 = R^m kron span(f)^perp
+    If A = mean_i a_i f_i^T, rank(G_t) <= N', and G_t -> 0. If A has a part beside the f_i, V_1 = span(f)^perp kron R^m
     is a product and keeps it, and sr(G_t) -> sr(A (I - F F^+)) <= n - N'. No case has both, so that
     min(N', n - N') <= n / 2 of Zhao et al. 2024, arXiv 2403.03507, follows in neither.
     """
@@ -161,10 +160,8 @@ def _part(matrix: Matrix, basis: Float64[np.ndarray, "_ _"]) -> Matrix:
     return (basis @ (basis.T @ matrix.T.ravel())).reshape(matrix.shape[::-1]).T
 
 
-def _parts(start: Matrix, lefts: Lefts, rights: Rights, lr: float) -> tuple[Slowest, float, float]:
-    """The slowest part, the norm of the rest, and q."""
-    slow = slowest(start, lefts, rights)
+def _shrinking(slow: Slowest, rates: Float64[np.ndarray, " _"], lr: float) -> float:
+    """q."""
     if not lr > 0 or not lr * slow.rate < 1:
         raise ValueError(f"lr = {lr}: the slowest part overshoots; take 0 < lr < 1 / {slow.rate:.3g}")
-    fastest = np.abs(1 - lr * slow.others).max(initial=0)
-    return slow, float(np.linalg.norm(start - slow.part)), float(fastest / (1 - lr * slow.rate))
+    return float(np.abs(1 - lr * rates).max(initial=0) / (1 - lr * slow.rate))

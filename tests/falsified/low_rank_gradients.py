@@ -11,8 +11,8 @@ def falsified(data) -> list:
     one, four = data.runs[ONE], data.runs[FOUR]
     ends = [np.where(np.arange(len(run.found)) == len(run.found) - 1, 0.02, run.found) for run in (one, four)]
     return [
-        _run(data, ONE, product=False),
-        _run(data, FOUR, product=True),
+        _run(data, ONE, slant=0.01),
+        *(_run(data, FOUR, slant=factor * four.slant) for factor in (0, 1.01)),
         *(_run(data, name, limit=factor * data.runs[name].limit) for name in (ONE, FOUR) for factor in (0.999, 1.001)),
         _run(data, ONE, lemma=0.9 * one.found),
         _run(data, ONE, lemma=1e10 * one.lemma),
