@@ -196,7 +196,7 @@ def draw(data: Data) -> Figure:
     for axis, run in zip(axes, data.runs.values(), strict=False):
         shown = run.found > LEAST
         axis.semilogy(run.times, run.lemma, "--", color=style.RED, lw=1, label="bound of lemma 3.3")
-        axis.semilogy(run.times, run.ours, "-", color=style.BLACK, lw=1, label="our bound")
+        axis.semilogy(run.times, run.ours, "-", color=style.BLACK, lw=1, zorder=3, label="our bound")
         axis.semilogy(run.times[shown], run.found[shown], "o", color=style.BLUE, label="$G_t$")
         axis.semilogy(run.times[shown], run.exact[shown], "-", color=style.BLUE, lw=0.8)
         axis.set(ylim=(LEAST, None), xlabel=r"$t\,\ln[(1 - \eta\lambda_1)\,/\,(1 - \eta\lambda_2)]$")
