@@ -36,11 +36,18 @@ class Codec(ABC):
     def dtype(self) -> torch.dtype:
         """Of the codes."""
 
+    @property
     @abstractmethod
-    def pack(self, codes: Tensor, scales: Tensor, values: Tensor, work: Tensor) -> None:
+    def zero(self) -> int:
+        """The code of 0."""
+
+    @abstractmethod
+    def pack(self, codes: Tensor, scales: Tensor, values: Tensor, work: Tensor, offset: Tensor | float = 0.5) -> None:
         """Write the codes (blocks, 256) and scales (blocks, 1) of float32 values (blocks, 256).
 
-        `values` and `work`, which is like them, are overwritten.
+        values: overwritten, and so is `work`, which is like them.
+        offset: is added to a code before its fraction is dropped, in (0, 1): 1/2 for the nearest; one number, or (256,)
+            for the places in a block. A law that looks its codes up has no fractions and does not use it.
         """
 
     @abstractmethod
@@ -49,7 +56,7 @@ class Codec(ABC):
 
     def zeros(self, like: Tensor) -> Quantized:
         """What decodes to zeros of this shape, on this device."""
-        codes = torch.zeros(like.shape, dtype=self.dtype, device=like.device)
+        codes = torch.full(like.shape, self.zero, dtype=self.dtype, device=like.device)
         return Quantized(codes, torch.zeros(-(-like.numel() // BLOCK), dtype=torch.float32, device=like.device))
 
     @torch.no_grad()
@@ -66,7 +73,7 @@ class Codec(ABC):
         found = self.zeros(values) if out is None else out
         self.check(found, values)
         buffers = scratch(2, values, chunk)
-        codes, inputs = Rows(found.codes, chunk), Rows(values, chunk)
+        codes, inputs = Rows(found.codes, chunk, self.zero), Rows(values, chunk)
         for row, scales, source in zip(codes.pieces, codes.scales(found.scales), inputs.pieces, strict=True):
             value, work = buffers[:, : len(row)]
             self.pack(row, scales, value.copy_(source), work)
@@ -82,7 +89,7 @@ class Codec(ABC):
         given = torch.empty_like(quantized.codes, dtype=torch.float32) if out is None else out
         self.check(quantized, given)
         buffers = scratch(2, given, chunk)
-        codes, outputs = Rows(quantized.codes, chunk), Rows(given, chunk)
+        codes, outputs = Rows(quantized.codes, chunk, self.zero), Rows(given, chunk)
         for row, scales, target in zip(codes.pieces, codes.scales(quantized.scales), outputs.pieces, strict=True):
             value, work = buffers[:, : len(row)]
             self.unpack(row, scales, value, work)
@@ -109,19 +116,20 @@ class Codec(ABC):
 
 
 class Rows:
-    """A tensor's blocks as the rows of (blocks, 256) views, `chunk` elements each; the rest, padded, is a copy.
+    """A tensor's blocks as the rows of (blocks, 256) views, `chunk` elements each; the rest, filled up, is a copy.
 
     So is all of a tensor that is not contiguous: close() brings back what was written.
     """
 
-    def __init__(self, tensor: Tensor, chunk: int) -> None:
+    def __init__(self, tensor: Tensor, chunk: int, fill: int = 0) -> None:
         self.tensor, self.chunk = tensor, chunk
         self.flat = tensor.reshape(-1)
         self.whole = len(self.flat) // BLOCK
         self.rest = self.flat[self.whole * BLOCK :]
         self.pieces = self._split(self.flat[: self.whole * BLOCK].view(self.whole, BLOCK))
         if len(self.rest):
-            self.pieces.append(torch.nn.functional.pad(self.rest, (0, BLOCK - len(self.rest))).view(1, BLOCK))
+            missing = (0, BLOCK - len(self.rest))
+            self.pieces.append(torch.nn.functional.pad(self.rest, missing, value=fill).view(1, BLOCK))
 
     def scales(self, scales: Tensor) -> list[Tensor]:
         """Those of each piece, (blocks, 1) views."""

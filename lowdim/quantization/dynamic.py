@@ -40,7 +40,12 @@ class Dynamic(Codec):
         """uint8."""
         return torch.uint8
 
-    def pack(self, codes: Tensor, scales: Tensor, values: Tensor, work: Tensor) -> None:
+    @property
+    def zero(self) -> int:
+        """127 or 0, however the encoder treats 0."""
+        return 127 if self.signed else 0
+
+    def pack(self, codes: Tensor, scales: Tensor, values: Tensor, work: Tensor, offset: Tensor | float = 0.5) -> None:
         """Scale, and look up."""
         torch.amax(torch.abs(values, out=work), 1, keepdim=True, out=scales)
         values.mul_(1 / (scales if self.grid else scales.clamp(min=SMALLEST)))

@@ -3,9 +3,19 @@
     M <- b1 M + (1 - b1) G,    V <- b2 V + (1 - b2) G^2,    N = M^ / (sqrt(V^) + eps)                             (1)
     M^ = M / (1 - b1^t),       V^ = V / (1 - b2^t)
 
-N is made from M and V before they are coded. What is kept of V is its root: among the dynamic map's codes of V itself one
-in a hundred is 0 (log-normal values), and the next step divides by that. Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1;
-states in 8 bits: Dettmers et al. 2022, arXiv 2110.02861.
+N is made from M and V before they are coded. What is kept of V is its root: the dynamic map turns one in a hundred of
+log-normal V into 0, and the next step divides by that.
+
+A step changes V by a thousandth (b2 = 0.999), neighbouring codes differ by percents: rounded to the nearest, V stays
+where it is. Where the gradients of half of each block shrink tenfold, sqrt(V) is five times too large after four
+memories 1 / (1 - b2), with the dynamic map as with the power law. So rounding walks: the code of place i of a block is
+
+    floor(y + u_ti),    u_ti = fraction(t phi + i chi),    phi = 0.618..., chi = 0.754...                         (2)
+
+in step t, up as often as y's fraction says, to O(log t / t); without a generator, so that a resumed run goes on bit for
+bit.
+
+Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1; states in 8 bits: Dettmers et al. 2022, arXiv 2110.02861; (2) is ours.
 """
 
 import math
@@ -14,27 +24,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .blocks import CHUNK, Codec, Quantized, Rows, scratch
+from .blocks import BLOCK, CHUNK, Codec, Quantized, Rows, scratch
 from .companding import Power
 from .dynamic import Dynamic
+
+GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927  # 1 / x for x^2 = x + 1 and x^3 = x + 1
+EDGE = 1e-3  # keeps y + u from the next code where y is whole but for float32's rounding
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Codecs of Adam's moments: `first` for M, `second` for sqrt(V), or for V where root is False."""
+    """Codecs of Adam's moments: `first` for M; `second` for sqrt(V), or V if not `root`, rounded as (2) if `walk`."""
 
     first: Codec
     second: Codec
     root: bool = True
+    walk: bool = True
 
     def zeros(self, like: Tensor) -> tuple[Quantized, Quantized]:
         """M = V = 0 for a parameter of this shape, on its device."""
         return self.first.zeros(like), self.second.zeros(like)
 
+    def encode(self, mean: Tensor, square: Tensor) -> tuple[Quantized, Quantized]:
+        """M and V >= 0, to the nearest codes; as Codec.encode."""
+        return self.first.encode(mean), self.second.encode(square.sqrt() if self.root else square)
+
+    def decode(self, first: Quantized, second: Quantized) -> tuple[Tensor, Tensor]:
+        """M and V, float32; as Codec.decode."""
+        square = self.second.decode(second)
+        return self.first.decode(first), square.square_() if self.root else square
+
 
 CODECS = {
     "power": Moments(Power(signed=True), Power(signed=False)),
-    "dynamic": Moments(Dynamic(signed=True), Dynamic(signed=False), root=False),
+    "dynamic": Moments(Dynamic(signed=True), Dynamic(signed=False), root=False, walk=False),
 }
 """By name. "dynamic" keeps what bitsandbytes keeps, V without root too, so that its states can be taken over."""
 
@@ -69,7 +92,9 @@ def adam8bit_(
     codec.first.check(first, gradient)
     codec.second.check(second, gradient)
     buffers, adam = scratch(3, gradient, chunk), _Adam(*betas, eps, step)
-    m, v, g, n = (Rows(tensor, chunk) for tensor in (first.codes, second.codes, gradient, update))
+    offset = _walk(step, gradient.device) if codec.walk else 0.5
+    m, v = Rows(first.codes, chunk, codec.first.zero), Rows(second.codes, chunk, codec.second.zero)
+    g, n = Rows(gradient, chunk), Rows(update, chunk)
     scales = m.scales(first.scales), v.scales(second.scales)
     for mr, vr, gr, nr, ms, vs in zip(m.pieces, v.pieces, g.pieces, n.pieces, *scales, strict=True):
         mean, square, work = buffers[:, : len(mr)]
@@ -77,9 +102,15 @@ def adam8bit_(
         codec.second.unpack(vr, vs, square, work)
         nr.copy_(adam.advance(mean, square, work.copy_(gr), codec.root))
         codec.first.pack(mr, ms, mean, work)
-        codec.second.pack(vr, vs, square, work)
+        codec.second.pack(vr, vs, square, work, offset)
     for rows in (m, v, n):
         rows.close()
+
+
+def _walk(step: int, device: torch.device) -> Tensor:
+    """u of (2), within EDGE of its ends; (256,)."""
+    places = torch.arange(BLOCK, dtype=torch.float32, device=device) * PLASTIC
+    return places.add_(step * GOLDEN % 1).frac_().mul_(1 - 2 * EDGE).add_(EDGE)
 
 
 class _Adam:
