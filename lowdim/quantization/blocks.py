@@ -75,7 +75,7 @@ class Codec(ABC):
         buffers = scratch(2, values, chunk)
         codes, inputs = Rows(found.codes, chunk, self.zero), Rows(values, chunk)
         for row, scales, source in zip(codes.pieces, codes.scales(found.scales), inputs.pieces, strict=True):
-            value, work = buffers[:, : len(row)]
+            value, work = buffers[:, : row.shape[0]]
             self.pack(row, scales, value.copy_(source), work)
         codes.close()
         return found
@@ -91,7 +91,7 @@ class Codec(ABC):
         buffers = scratch(2, given, chunk)
         codes, outputs = Rows(quantized.codes, chunk, self.zero), Rows(given, chunk)
         for row, scales, target in zip(codes.pieces, codes.scales(quantized.scales), outputs.pieces, strict=True):
-            value, work = buffers[:, : len(row)]
+            value, work = buffers[:, : row.shape[0]]
             self.unpack(row, scales, value, work)
             target.copy_(value)
         outputs.close()
@@ -118,31 +118,36 @@ class Codec(ABC):
 class Rows:
     """A tensor's blocks as the rows of (blocks, 256) views, `chunk` elements each; the rest, filled up, is a copy.
 
-    So is all of a tensor that is not contiguous: close() brings back what was written.
+    So is all of a tensor that is not contiguous, or is one chunk with a rest: close() brings back what was written.
     """
 
     def __init__(self, tensor: Tensor, chunk: int, fill: int = 0) -> None:
-        self.tensor, self.chunk = tensor, chunk
+        self.tensor, self.height = tensor, chunk // BLOCK
         self.flat = tensor.reshape(-1)
-        self.whole = len(self.flat) // BLOCK
-        self.rest = self.flat[self.whole * BLOCK :]
-        self.pieces = self._split(self.flat[: self.whole * BLOCK].view(self.whole, BLOCK))
-        if len(self.rest):
-            missing = (0, BLOCK - len(self.rest))
-            self.pieces.append(torch.nn.functional.pad(self.rest, missing, value=fill).view(1, BLOCK))
+        count = tensor.numel()
+        self.copied = count if count % BLOCK and count < chunk else count % BLOCK
+        self.whole = (count - self.copied) // BLOCK
+        self.pieces = self._split(self.flat[: count - self.copied].view(self.whole, BLOCK))
+        if self.copied:
+            missing = (0, -count % BLOCK)
+            filled = torch.nn.functional.pad(self.flat[-self.copied :], missing, value=fill)
+            self.pieces.append(filled.view(-1, BLOCK))
 
     def scales(self, scales: Tensor) -> list[Tensor]:
         """Those of each piece, (blocks, 1) views."""
         column = scales.view(-1, 1)
-        return self._split(column[: self.whole]) + [column[self.whole :]] * (len(self.rest) > 0)
+        return self._split(column[: self.whole]) + [column[self.whole :]] * bool(self.copied)
 
     def _split(self, rows: Tensor) -> list[Tensor]:
-        return list(torch.split(rows, self.chunk // BLOCK)) if len(rows) else []
+        """Of small tensors the most time is Python's, and split's."""
+        if self.whole <= self.height:
+            return [rows] * bool(self.whole)
+        return list(torch.split(rows, self.height))
 
     def close(self) -> None:
         """Write copies back."""
-        if len(self.rest):
-            self.rest.copy_(self.pieces[-1].view(-1)[: len(self.rest)])
+        if self.copied:
+            self.flat[-self.copied :].copy_(self.pieces[-1].view(-1)[: self.copied])
         if not self.tensor.is_contiguous():
             self.tensor.copy_(self.flat.view(self.tensor.shape))
 

@@ -9,7 +9,7 @@ With y = top z^(1/4) before rounding, |code - y| <= 1/2, so the relative error i
 2/y for large y: 1.6 % (0.8 % without sign) at the top of a block and 16 % (8 %) where z = 1e-4. x is coded as 0 only if
 y <= 1/2, that is for z <= (2 top)^-4 = 2.4e-10 (1.5e-11). No table and no logarithm: roots and squares.
 
-Ours. Companding optimizer states is not new (FlashOptim's softsign); the tests hold (1) and the errors measured.
+Ours; FlashAdamW in pytorch-optimizer compands with a softsign.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ LARGEST = 1e12  # above the inverse fourth root of any positive float32, 1.6e11:
 class Power(Codec):
     """Equation (1) of this module; `signed` codes are int8 for values of both signs, others uint8 for x >= 0.
 
-    Coding what was decoded changes nothing, to the last bit. Multiplying by a power of 16 multiplies the scales.
-    Without sign, x < 0 is coded as |x|.
+    Coding what was decoded changes nothing, to the last bit. Multiplying by a power of 16 multiplies the
+    scales alone. Without sign, x < 0 is coded as |x|.
     """
 
     signed: bool

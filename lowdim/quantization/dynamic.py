@@ -25,11 +25,12 @@ class Dynamic(Codec):
     """uint8 codes of the nearest values of the map to x / scale, the lower one of two that are as near.
 
     signed: for values of both signs, or for x >= 0 (less becomes 0).
-    grid: round x / scale to a grid of 65536 points on [-1, 1] first, as the CPU kernel of bitsandbytes 0.50 does, and
-        nothing else does: all below 1.5e-5 of a block's largest value becomes that, 0 included. For comparison.
+    grid: round x / scale to a grid of 65536 points on [-1, 1] first, as the CPU kernel of bitsandbytes 0.50 does: what
+        is below 1.5e-5 of a block's largest value becomes that, 0 included. For comparison, and for going on as it would.
 
-    Codes equal those of bitsandbytes' quantize_blockwise (block 256) for finite values: of its torch kernel without
-    grid, of its CPU kernel with it; a block of NaN has the scale NaN here.
+    For finite values the codes are those of bitsandbytes' quantize_blockwise at block 256: of its CPU kernel with grid,
+    of its torch kernel without (but for a last block that is shorter, whose rounding is its own there). NaN is NaN in
+    the scale here, hidden in its CPU kernel.
     """
 
     signed: bool

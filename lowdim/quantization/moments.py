@@ -7,8 +7,8 @@ N is made from M and V before they are coded. What is kept of V is its root: the
 log-normal V into 0, and the next step divides by that.
 
 A step changes V by a thousandth (b2 = 0.999), neighbouring codes differ by percents: rounded to the nearest, V stays
-where it is. Where the gradients of half of each block shrink tenfold, sqrt(V) is five times too large after four
-memories 1 / (1 - b2), with the dynamic map as with the power law. So rounding walks: the code of place i of a block is
+where it is. Where the gradients of half of each block shrink tenfold, sqrt(V) is 4.6 (dynamic map of V) to 6 times (its
+root, either law) too large four memories 1 / (1 - b2) later. So rounding walks: the code of place i of a block is
 
     floor(y + u_ti),    u_ti = fraction(t phi + i chi),    phi = 0.618..., chi = 0.754...                         (2)
 
@@ -54,6 +54,11 @@ class Moments:
         square = self.second.decode(second)
         return self.first.decode(first), square.square_() if self.root else square
 
+    def check(self, first: Quantized, second: Quantized, like: Tensor) -> None:
+        """Raise ValueError unless these are moments of such a tensor in this codec."""
+        self.first.check(first, like)
+        self.second.check(second, like)
+
 
 CODECS = {
     "power": Moments(Power(signed=True), Power(signed=False)),
@@ -77,27 +82,25 @@ def adam8bit_(
 ) -> None:
     """Write N of (1) to `update` and code M and V again, in place, `chunk` elements at a time.
 
-    update: any floating dtype, of the gradient's shape; may be the gradient itself.
-    gradient: any floating dtype; arithmetic is float32. What is not contiguous is copied first.
+    update, gradient: of one shape and any floating dtypes; may be one tensor. What is not contiguous is copied.
     first, second: the moments, as codec.zeros makes them; overwritten.
     step: t >= 1, counted with this one.
     eps: as in torch's Adam, added after bias correction. An optimizer that adds it before, as galore-torch does, with
         N = (M / (sqrt(V) + eps)) sqrt(1 - b2^t) / (1 - b1^t), passes eps / sqrt(1 - b2^t).
-    chunk: a multiple of 256; scratch is three times that in float32, 0.47 MiB by default ("dynamic": four times). On a
-        GPU take a few million, for fewer launches. The result does not depend on it.
+    chunk: as in Codec.encode, and the result does not depend on it; scratch is 3 x 4 bytes for each of its elements
+        ("dynamic": 4 x 4), 0.47 MiB by default. On a GPU take a few million.
 
     Raises ValueError if a number is out of range, or shapes, dtypes or devices do not fit.
     """
     _check(update, gradient, step, betas, eps)
-    codec.first.check(first, gradient)
-    codec.second.check(second, gradient)
+    codec.check(first, second, gradient)
     buffers, adam = scratch(3, gradient, chunk), _Adam(*betas, eps, step)
     offset = _walk(step, gradient.device) if codec.walk else 0.5
     m, v = Rows(first.codes, chunk, codec.first.zero), Rows(second.codes, chunk, codec.second.zero)
     g, n = Rows(gradient, chunk), Rows(update, chunk)
     scales = m.scales(first.scales), v.scales(second.scales)
     for mr, vr, gr, nr, ms, vs in zip(m.pieces, v.pieces, g.pieces, n.pieces, *scales, strict=True):
-        mean, square, work = buffers[:, : len(mr)]
+        mean, square, work = buffers[:, : mr.shape[0]]
         codec.first.unpack(mr, ms, mean, work)
         codec.second.unpack(vr, vs, square, work)
         nr.copy_(adam.advance(mean, square, work.copy_(gr), codec.root))
