@@ -60,6 +60,7 @@ def test_power_codes_are_rounded_fourth_roots_and_scales_are_the_largest_values(
     codes = found.codes.double()
     assert ((codes.abs() - y).abs() <= 0.5 + 1e-4).all()  # 1e-4: a few float32 roundings of 255
     assert (codes * values.double() >= 0).all()
+    assert codes.abs().max() == (127 if signed else 255) * bool(values.any())
 
 
 @given(anything, signs)
