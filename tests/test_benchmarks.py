@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from sims.dynamics import gradient_descent, rollout
 from sims.losses import Factorization, Sensing
 from sims.start import problem_start, problem_target, sensing_operators, to_torch
-from tests.benchmarks import adapters, jax_step, kernel, seen, steps
+from tests.benchmarks import adapters, eight_bit, jax_step, kernel, seen, steps
 from tests.benchmarks.__main__ import PEERS, SHRUNK, main
 from tests.benchmarks.timing import Repeated, machine, medians, peak_bytes
 
@@ -162,6 +163,7 @@ def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixtur
     ]
     assert [(row[0], row[4]) for row in others[:8]] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
     assert {row[1] for row in others[8:] if row[0] == "reduced step"} == {"20", "40", "100", "1000", "10000", "100000"}
+    assert [others.pop()[0] for _ in eight_bit.names()] == eight_bit.names()[::-1]
     if adapters.available():
         assert others.pop()[:2] == ["8", "2 x 8"]  # rank, tokens
     if kernel.available():
@@ -169,7 +171,8 @@ def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixtur
     assert [row[:2] for row in others[-10:-8]] == [["20", "1%"], ["20", "2%"]]
     for unit in ("[ms]", "[kB]", "[us]", "[GiB]", "[CPU s]"):
         assert unit in printed
-    assert printed.count("reached") == 10 + 3 * jax_step.available() + 4 * kernel.available() + 5 * adapters.available()
+    peers = 3 * jax_step.available() + 4 * kernel.available() + 5 * adapters.available() + 2 * eight_bit.available()
+    assert printed.count("reached") == 10 + peers
 
 
 def test_the_machine_is_named() -> None:
@@ -185,3 +188,14 @@ def test_a_compressed_adapter_has_l_r_squared_more_parameters_a_layer_than_lora(
     size = replace(adapters.TINY, rank=rank)
     deep, lora = (adapters.trained(size.adapted(name)) for name in (adapters.DEEP, adapters.LORA))
     assert deep - lora == 7 * size.layers * 3 * rank**2
+
+
+def test_the_optimizer_steps_are_one_step() -> None:
+    """The first of Adam, before anything has been coded."""
+    trained = {}
+    for name in eight_bit.names():
+        trained[name], step = eight_bit.training(name, 5000)
+        step()
+    for parameter in trained.values():
+        torch.testing.assert_close(parameter, trained[eight_bit.FUSED])
+        assert parameter.abs().max() > 1e-4

@@ -83,7 +83,7 @@ def test_every_statement_of_theory_is_in_the_claims_table():
 def test_papers_cited_in_code_are_in_the_claims_table_and_the_other_way_round():
     cited = {paper for path in SOURCES for paper in re.findall(r"arXiv (\d{4}\.\d{5})", path.read_text())}
     listed = {paper for row in CLAIMS for paper in re.findall(r"arXiv (\d{4}\.\d{5})", row[1])}
-    algorithms = {"0909.4061", "1412.6980"}  # randomized subspaces, Adam: no claims of ours
+    algorithms = {"0909.4061", "1412.6980", "1511.04561", "2110.02861"}  # subspaces, Adam, 8-bit codes: not our claims
     assert cited - algorithms == listed
 
 
