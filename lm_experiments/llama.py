@@ -4,8 +4,8 @@ Symbols: d hidden size, f width of the feed-forward part, L layers, V vocabulary
 
     parameters = 2 V d + L (4 d^2 + 3 d f + 2 d) + d        (embedding and head are not tied; norms; no biases)
 
-of which the targets, what low-rank methods act on, are L (4 d^2 + 3 d f). Sizes are those of the published configurations
-(Zhao et al. 2024, arXiv 2403.03507, code; its Table 5 prints layers and heads of the 1B model swapped).
+of which the targets, what low-rank methods act on, are L (4 d^2 + 3 d f). Sizes are those of the published
+configurations (Zhao et al. 2024, arXiv 2403.03507, code; its Table 5 prints layers and heads of the 1B model swapped).
 """
 
 from typing import NamedTuple

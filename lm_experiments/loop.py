@@ -52,7 +52,7 @@ def begin(spec: FineTune | Pretrain, folder: Path, here: Processes, parallel: Pa
 class Loop(ABC, Generic[S]):
     """A training run between two checkpoints. What it has shown so far is in the folder's metrics.jsonl.
 
-    model: `body` as the processes share it. examples: how many there are to train on. fingerprint: of the data, by part.
+    model: `body` as the processes share it. examples: how many there are to train on. fingerprint: of the data.
     """
 
     clip = 0.0

@@ -44,7 +44,7 @@ def pretrain(
 
 
 def started(spec: Pretrain, source: Path | None = None) -> tuple[nn.Module, Text]:
-    """The model as it starts, on the CPU, and its text. A function of the spec, except for what is a pretrained file."""
+    """The model as it starts, on the CPU, and its text."""
     if spec.model in llama.SIZES:
         tokenizer = models.tokenizer_of(spec.tokenizer) if spec.tokenizer else None
         text = streams.read(spec.text, spec.length, source, tokenizer)
@@ -68,9 +68,7 @@ class Run(Loop[Pretrain]):
     def __init__(
         self, spec: Pretrain, text: Text, model: nn.Module, body: nn.Module, folder: Path, here: Processes
     ) -> None:
-        super().__init__(
-            spec, model, body, optimizer(model, spec), folder, here, len(text.train), text.fingerprint
-        )
+        super().__init__(spec, model, body, optimizer(model, spec), folder, here, len(text.train), text.fingerprint)
         self.text, self.clip = text, spec.clip
         if here.size > len(self._evaluation):
             raise ValueError(f"{len(self._evaluation)} held-out rows for {here.size} processes: take as many")
@@ -79,8 +77,10 @@ class Run(Loop[Pretrain]):
     def _evaluation(self) -> Integer[np.ndarray, " rows"]:
         """The held-out rows that are evaluated, evenly spread."""
         rows = len(self.text.held_out)
-        return np.arange(rows) if not self.spec.held_out else np.unique(
-            np.linspace(0, rows - 1, min(self.spec.held_out, rows)).astype(int)
+        return (
+            np.arange(rows)
+            if not self.spec.held_out
+            else np.unique(np.linspace(0, rows - 1, min(self.spec.held_out, rows)).astype(int))
         )
 
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:

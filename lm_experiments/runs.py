@@ -125,7 +125,7 @@ class OptimizerSpec:
     """How weights move. Targets, what low-rank methods act on, are the linear layers of attention and feed-forward."""
 
     optimizer: OptimizerName = "adamw"
-    """adamw; lora (frozen targets + B A) and low-rank (targets B A) with all else full; galore, fira, apollo, frugal."""
+    """adamw; lora (frozen targets + B A), low-rank (targets B A), both with all else full; or a low-rank optimizer."""
     rank: int = 64
     """r. adamw ignores it, as all that follows but lr and weight_decay; apollo-mini's is 1."""
     gap: int = 200

@@ -1,8 +1,8 @@
 """Text as one stream of tokens, for language modelling: real documents, packed into rows of one length.
 
     "python"                         the Python sources of this environment's standard library: offline, 11 MB
-    "files"                          a text file, or a folder of them; <|endoftext|> divides a file into documents, and a
-                                     single file without it is cut at blank lines into documents of 16,384 characters
+    "files"                          a text file, or a folder of them; <|endoftext|> divides a file into documents; a
+                                     single file without it is cut at blank lines, into 16,384 characters each
     "org/name[:config][@revision]"   the Hub's data set, its column "text"
 
 A document is held out if its SHA-256, read as a fraction of 2^256, is below 1/20: a function of the document alone, so
@@ -17,7 +17,8 @@ import lzma
 import re
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ SHARE = 1 / 20
 BORDER = "<|endoftext|>"
 ENDINGS = (".txt", ".text", ".md", ".rst", ".py")
 """Of text files, gzipped (.gz) or compressed by xz (.xz) or not."""
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
 ELSEWHERE = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 HUB = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 END = 256
@@ -118,26 +119,28 @@ def _from_files(source: Path) -> Iterator[str]:
         raise FileNotFoundError(f"{source} holds no text: give a text file, or a folder of {', '.join(ENDINGS)}")
     for path in paths:
         try:
-            with OPENERS.get(path.suffix, Path.open)(path, "rb") as file:
-                content = file.read().decode()
-        except (UnicodeDecodeError, gzip.BadGzipFile, lzma.LZMAError, EOFError) as error:
+            content = OPENED.get(path.suffix, bytes)(path.read_bytes()).decode()
+        except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             raise ValueError(f"{path} is not text in UTF-8 ({error}): convert it, or take it away") from error
-        whole = BORDER in content or len(paths) > 1
-        yield from (document.strip("\n") for document in (content.split(BORDER) if whole else _pieces(content)))
+        if BORDER in content or len(paths) > 1:
+            yield from (document.strip("\n") for document in content.split(BORDER))
+        else:
+            yield from _pieces(content)
 
 
 def _pieces(content: str) -> Iterator[str]:
     piece = ""
-    for paragraph in re.split(r"(?<=\n)\n+", content):
-        piece += paragraph + "\n"
+    for paragraph in re.split(r"(?<=\n\n)", content):
+        piece += paragraph
         if len(piece) >= PIECE:
             yield piece
             piece = ""
-    yield piece
+    if piece:
+        yield piece
 
 
 def _is_text(path: Path) -> bool:
-    name = path.with_suffix("").name if path.suffix in OPENERS else path.name
+    name = path.with_suffix("").name if path.suffix in OPENED else path.name
     return path.is_file() and Path(name).suffix in ENDINGS
 
 
@@ -183,4 +186,4 @@ def _words(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 
 def _hash(stream: Stream) -> str:
-    return hashlib.sha256(np.ascontiguousarray(stream.tokens)).hexdigest()
+    return hashlib.sha256(stream.tokens.tobytes()).hexdigest()
