@@ -1,4 +1,4 @@
-"""torchrun ... two_pretrainings.py TEXT WORK: pre-training by two processes; each leaves what it found, for the tests."""
+"""torchrun ... two_pretrainings.py TEXT WORK: pre-training by two processes; each leaves what it found."""
 
 import json
 import os
