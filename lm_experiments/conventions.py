@@ -152,9 +152,9 @@ def _shares() -> list[Claim]:
     notes = {
         "projectors": f"projectors in one byte; in bf16, as the code has them, {in_bf16:.2f}",
         "squares": f"1 - 3 r / 2 d, of square matrices; of the targets of 1B {saved_of_targets('1b', 512):.1f}",
-        "states": f"of targets alone {saved_of_targets('7b', 1024):.2f}, of Table 6's rounded 1B row {rounded:.2f}; the "
+        "states": f"of targets alone {saved_of_targets('7b', 1024):.2f}, of Table 6's 1B row {rounded:.2f}; the "
         "text's 14.66G - 5.06G no count gives",
-        "left": f"with the {left:.1f} GB of activations that the printed 59.9 GB leave; 63.3, as measured, needs 2.5 GB",
+        "left": f"with the {left:.1f} GB of activations that the printed 59.9 GB leave; 63.3 was measured, or needs 2.5",
     }
     return [
         Claim("GaLore: 8-bit states, 7B, against bf16 Adam's", 82.5, seven, "%", 1, notes["projectors"]),
@@ -187,14 +187,12 @@ def _glue() -> list[Claim]:
     head = 768 * 768 + 768 + 2 * 768 + 2
     galore = {r: 2 * (full + n.moments + n.projectors) / 1e6 for r, n in found.items()}
     lora = {r: (2 * full + 6 * (n.adapters + head)) / 1e6 for r, n in found.items()}
-    whole = [galore[r] + 4 * n.other / 1e6 for r, n in found.items()]
-    missing = (
-        f"without moments of embeddings and head, which its script trains; with them {whole[0]:.0f}, {whole[1]:.0f}"
-    )
+    note = "without moments of embeddings and head, which its script trains; with them {:.0f}"
+    notes = {r: note.format(galore[r] + 4 * n.other / 1e6) for r, n in found.items()}
     return [
         Claim("GaLore Table 4: GLUE, RoBERTa-base in full", 747, 6 * full / 1e6, "M", 0),
-        Claim("GaLore Table 4: GLUE, GaLore, r 4", 253, galore[4], "M", 0, missing),
-        Claim("GaLore Table 4: GLUE, GaLore, r 8", 257, galore[8], "M", 0, missing),
+        Claim("GaLore Table 4: GLUE, GaLore, r 4", 253, galore[4], "M", 0, notes[4]),
+        Claim("GaLore Table 4: GLUE, GaLore, r 8", 257, galore[8], "M", 0, notes[8]),
         Claim("GaLore Table 4: GLUE, LoRA, r 4", 257, lora[4], "M", 0),
         Claim("GaLore Table 4: GLUE, LoRA, r 8", 264, lora[8], "M", 0),
     ]

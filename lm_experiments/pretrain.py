@@ -77,11 +77,7 @@ class Run(Loop[Pretrain]):
     def _evaluation(self) -> Integer[np.ndarray, " rows"]:
         """The held-out rows that are evaluated, evenly spread."""
         rows = len(self.text.held_out)
-        return (
-            np.arange(rows)
-            if not self.spec.held_out
-            else np.unique(np.linspace(0, rows - 1, min(self.spec.held_out, rows)).astype(int))
-        )
+        return np.linspace(0, rows - 1, min(self.spec.held_out or rows, rows)).astype(int)
 
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
         """Mean cross-entropy in nats a token, of training rows."""
