@@ -154,7 +154,7 @@ def _shares() -> list[Claim]:
         "squares": f"1 - 3 r / 2 d, of square matrices; of the targets of 1B {saved_of_targets('1b', 512):.1f}",
         "states": f"of targets alone {saved_of_targets('7b', 1024):.2f}, of Table 6's 1B row {rounded:.2f}; the "
         "text's 14.66G - 5.06G no count gives",
-        "left": f"with the {left:.1f} GB of activations that the printed 59.9 GB leave; 63.3 was measured, or needs 2.5",
+        "left": f"with the {left:.1f} GB of activations that the printed 59.9 GB leave; 63.3, as measured, needs 2.5",
     }
     return [
         Claim("GaLore: 8-bit states, 7B, against bf16 Adam's", 82.5, seven, "%", 1, notes["projectors"]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lm_experiments.llama import targets
-from lm_experiments.runs import OptimizerSpec
+from lm_experiments.optimizer_spec import OptimizerSpec
 from lowdim.subspace import leading_subspace
 
 

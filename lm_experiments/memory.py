@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from lm_experiments import llama
-from lm_experiments.runs import OPTIMIZERS, OptimizerName
+from lm_experiments.optimizer_spec import OPTIMIZERS, OptimizerName
 
 WIDTHS = {"fp32": 4, "bf16": 2, "8bit": 1, "int8": 1}
 BLOCK, SMALL = 256, 4096

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from lm_experiments.runs import DENSE, OptimizerSpec
+from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
 
 CLASSES = {
     "galore": "GaLoreAdamW",

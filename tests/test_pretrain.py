@@ -24,9 +24,10 @@ from lm_experiments.experiments import grid
 from lm_experiments.factored import factored
 from lm_experiments.loop import Diverged, Stopped
 from lm_experiments.optimize import CLASSES, optimizer, state_bytes
+from lm_experiments.optimizer_spec import DENSE, OPTIMIZERS
 from lm_experiments.pretrain import Run, pretrain, started, thinned
 from lm_experiments.processes import Processes
-from lm_experiments.runs import DENSE, OPTIMIZERS, Pretrain
+from lm_experiments.runs import Pretrain
 from lm_experiments.summary import summary
 from tests.test_distributed import ROOT, TORCHRUN, environment
 from tests.test_finetune import assert_equal, stopping
@@ -117,17 +118,20 @@ def test_the_rate_rises_to_one_then_falls_to_the_floor(steps, warmup, floor):
 # ---- resuming
 
 CASES = [
-    {"optimizer": "adamw", "clip": 0.3},
-    {"optimizer": "adamw", "precision": "bf16", "accumulate": 2},
-    {"optimizer": "adamw", "precision": "mixed", "weight_decay": 0.1},
+    {"precision": "bf16", "accumulate": 2},
+    {"precision": "mixed", "weight_decay": 0.1},
     {"optimizer": "lora", "scale": 32.0},
     {"optimizer": "low-rank"},
 ]
 
 
+def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(folder, tmp_path):
+    check_resuming(spec(clip=0.3), folder, tmp_path, range(1, 8))
+
+
 @pytest.mark.parametrize("changes", CASES, ids=str)
-def test_a_run_stopped_after_any_step_goes_on_bit_for_bit(folder, tmp_path, changes):
-    check_resuming(spec(**changes), folder, tmp_path, range(1, 8))
+def test_every_kind_of_run_goes_on_bit_for_bit(folder, tmp_path, changes):
+    check_resuming(spec(**changes), folder, tmp_path, (1, 4))
 
 
 @pytest.mark.parametrize("name", low_rank)
