@@ -1,4 +1,4 @@
-"""Fine-tune language models: python -m lm_experiments NAME [--data FOLDER] [--field value ...]."""
+"""Train language models: python -m lm_experiments NAME [--data FOLDER] [--field value ...]."""
 
 import difflib
 import fcntl
@@ -7,32 +7,35 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
 from lm_experiments import records
-from lm_experiments.experiments import EXPERIMENTS, Size, chosen
-from lm_experiments.runs import FineTune
+from lm_experiments.experiments import EXPERIMENTS, chosen
+from lm_experiments.options import Finetuning, Named, Options, Pretraining
+from lm_experiments.runs import FineTune, Spec
 from lm_experiments.summary import label, summary
-from lm_experiments.tasks.text import TASKS
 
 if TYPE_CHECKING:  # torch and PEFT take seconds to import, which --help need not wait for
     from lm_experiments.processes import Processes
 
 CALL = "python -m lm_experiments"
+OWN: dict[str, tuple[type[Finetuning | Pretraining], str]] = {
+    "finetune": (Finetuning, "One run of your own; by default offline (BoolQ, MiniLM)."),
+    "pretrain": (Pretraining, "One run of your own, from scratch; by default offline, on Python's sources."),
+}
+MEMORY = "What a size and an optimizer need, exactly; --papers: the published figures."
 HELP = f"""usage: {CALL} NAME [--data FOLDER] [--field value ...]
 
-Runs a named experiment, or one fine-tuning run of your own. Each finished run
-leaves a record; what is recorded already is not run again, and what was stopped
-goes on from its last checkpoint. Start the same command in a second terminal to
-run two at a time; under torchrun all processes work on one run.
+Runs a named experiment, or one run of your own. Each finished run leaves a
+record; what is recorded already is not run again, and what was stopped goes on
+from its last checkpoint. Start the same command in a second terminal to run two
+at a time; under torchrun all processes work on one run.
 
 {CALL} NAME --help has all fields.
 
@@ -40,69 +43,28 @@ names:
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """Where data, runs and records are, and how to run."""
-
-    data: Path | None = None
-    """A folder with the tasks' files (see README, Real data); without one they come from the Hub or ./run assets."""
-    runs: Path = Path("runs")
-    """Folder of checkpoints and metrics.jsonl, one folder a run."""
-    results: Path = records.RESULTS
-    """Folder of the records."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How the processes of torchrun share a model: replicas (ddp), or its weights divided (fsdp)."""
-    save_every: int = 50
-    """Steps from one checkpoint to the next."""
-    tensorboard: bool = False
-    """Write losses for TensorBoard into the folder "tensorboard" of `runs`, too (pip install tensorboard)."""
-
-    def __post_init__(self) -> None:
-        if self.save_every < 1:
-            raise ValueError(f"save_every = {self.save_every}: take 1 or more steps")
-
-
-@dataclass(frozen=True)
-class Named(Options):
-    """Which runs of the experiment, where data, runs and records are, and how to run."""
-
-    size: Size = "small"
-    """small: MiniLM and SmolLM2, on a CPU. full: the paper's models and sizes, for a GPU."""
-    seeds: int = 1000
-    """Only runs whose seed is below this; those that choose learning rates count from 0, too."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds < 1:
-            raise ValueError(f"seeds = {self.seeds}: take 1 or more")
-
-
-@dataclass(frozen=True)
-class Single:
-    """One run of your own."""
-
-    run: FineTune = field(default_factory=partial(FineTune, task="boolq"))
-    """What is computed."""
-    other: Options = field(default_factory=partial(Options, results=Path("runs") / "records"))
-    """Where data, runs and records are, and how to run."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run what the arguments name; the exit code."""
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if name in ("--help", "-h"):
-        said = {"finetune": "One run of your own; by default offline (BoolQ, MiniLM)."}
+        said = {name: line for name, (_, line) in OWN.items()} | {"memory": MEMORY}
         said |= {name: experiment.question for name, experiment in EXPERIMENTS.items()}
         print(HELP + "\n".join(fill(f"  {n:9} {line}", 80, subsequent_indent=12 * " ") for n, line in said.items()))
         return 0
-    names = ["finetune", *EXPERIMENTS]
+    names = [*OWN, "memory", *EXPERIMENTS]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         sys.exit(f"no experiment is called {name!r}; did you mean {near!r}? There are: {', '.join(names)}")
     logging.basicConfig(format="%(message)s")
-    if name == "finetune":
-        single = tyro.cli(Single, args=rest, prog=f"{CALL} finetune", config=(tyro.conf.OmitArgPrefixes,))
+    if name in OWN:
+        single = tyro.cli(OWN[name][0], args=rest, prog=f"{CALL} {name}", config=(tyro.conf.OmitArgPrefixes,))
         return _all([single.run], single.other)
+    if name == "memory":
+        from lm_experiments.memory import Memory
+        from lm_experiments.memory_report import shown
+
+        Console().print(shown(tyro.cli(Memory, args=rest, prog=f"{CALL} memory")))
+        return 0
     named = tyro.cli(Named, args=rest, prog=f"{CALL} {name}")
     try:
         cells = _cells(name, named)
@@ -120,19 +82,19 @@ def _cells(name: str, named: Named) -> list[FineTune]:
     return [chosen(cell, lambda found: records.read(found, named.results)) for cell in cells]
 
 
-def _all(cells: list[FineTune], options: Options) -> int:
+def _all(cells: Sequence[Spec], options: Options) -> int:
     """Run what has no record yet; then a table of all. The exit code: 1 if a run failed, 128 + n after signal n."""
-    from lm_experiments.finetune import Diverged, Stopped
+    from lm_experiments.loop import Diverged, Stopped
     from lm_experiments.processes import processes
 
-    failed: dict[FineTune, Exception] = {}
+    failed: dict[Spec, Exception] = {}
     with processes() as here:
         console = Console(stderr=True, quiet=not here.first, highlight=False, markup=False, soft_wrap=True)
         with Progress(*Progress.get_default_columns(), console=console, disable=not here.first) as progress:
             runs, steps = progress.add_task("runs", total=len(cells)), progress.add_task("steps")
             for number, cell in enumerate(cells, 1):
 
-                def shown(step: int, loss: float, cell: FineTune = cell) -> None:
+                def shown(step: int, loss: float, cell: Spec = cell) -> None:
                     progress.update(steps, completed=step, total=cell.steps, description=label(cell))
 
                 try:
@@ -155,7 +117,7 @@ def _all(cells: list[FineTune], options: Options) -> int:
 
 
 def _unless_recorded(
-    cell: FineTune, options: Options, here: "Processes", report: Callable[[int, float], None]
+    cell: Spec, options: Options, here: "Processes", report: Callable[[int, float], None]
 ) -> str | None:
     """Run it and keep the record; a line about it. None if there is one, or another process is at it."""
 
@@ -171,8 +133,8 @@ def _unless_recorded(
             return _one(cell, options, here, watched)
 
 
-def _one(cell: FineTune, options: Options, here: "Processes", report: Callable[[int, float], None]) -> str:
-    from lm_experiments.finetune import Diverged, finetune
+def _one(cell: Spec, options: Options, here: "Processes", report: Callable[[int, float], None]) -> str:
+    from lm_experiments.loop import Diverged
     from lm_experiments.run_folder import MANIFEST
 
     folder = options.runs / cell.key
@@ -185,18 +147,29 @@ def _one(cell: FineTune, options: Options, here: "Processes", report: Callable[[
             records.write(cell, found, where, options.results)
 
     try:
-        found = finetune(cell, folder, options.data, report=report, **how)  # type: ignore[arg-type]
+        found = _training(cell)(cell, folder, options.data, report=report, **how)
     except Diverged as diverged:
         keep({"diverged": str(diverged)})
         raise
     keep(found)
-    last, metric = found["scores"][-1], TASKS[cell.task].metric
+    last, metric = found["scores"][-1], cell.metric
     return f"{label(cell)}, {metric} {last[metric]:.4f}, lr {cell.lr:g}, {found['seconds']:.0f} s"
+
+
+def _training(cell: Spec) -> Callable[..., dict[str, Any]]:
+    """What trains a run of this kind."""
+    if isinstance(cell, FineTune):
+        from lm_experiments.finetune import finetune
+
+        return finetune
+    from lm_experiments.pretrain import pretrain
+
+    return pretrain
 
 
 @contextmanager
 def _board(
-    cell: FineTune, options: Options, here: "Processes", report: Callable[[int, float], None]
+    cell: Spec, options: Options, here: "Processes", report: Callable[[int, float], None]
 ) -> Iterator[Callable[[int, float], None]]:
     """The report, with TensorBoard's beside it if wanted. Not in the run's own folder, where all is ours."""
     if not (options.tensorboard and here.first):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -55,8 +56,13 @@ def order(count: int, batch: int, seed: int, step: int) -> Integer[np.ndarray, "
     A function of the step alone, so that a resumed run needs no memory of the data.
     """
     places = np.arange((step - 1) * batch, step * batch)
-    epochs = {int(e): np.random.default_rng([seed, int(e)]).permutation(count) for e in np.unique(places // count)}
+    epochs = {int(e): _permutation(count, seed, int(e)) for e in np.unique(places // count)}
     return np.array([epochs[int(p // count)][p % count] for p in places])
+
+
+@lru_cache(maxsize=2)  # a step may end one epoch and begin the next
+def _permutation(count: int, seed: int, epoch: int) -> Integer[np.ndarray, " count"]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def by_length(encoded: Encoded, batch: int) -> Iterator[Integer[np.ndarray, " batch"]]:

@@ -8,7 +8,6 @@ from jaxtyping import Float64
 from scipy.stats import t
 
 from lm_experiments.records import Record
-from lm_experiments.tasks.text import TASKS
 
 CONFIDENCE = 0.95
 
@@ -31,13 +30,13 @@ class Interval(NamedTuple):
 
 
 def scores(
-    records: Sequence[Record], *fields: str, step: int | None = None
+    records: Sequence[Record[Any]], *fields: str, step: int | None = None
 ) -> dict[tuple[Any, ...], Float64[np.ndarray, " seeds"]]:
     """The headline metric after a step (by default the last) over seeds, ascending, by the values of these fields."""
     found: dict[tuple[Any, ...], list[float]] = {}
     for record in sorted(records, key=lambda record: record.spec.seed):
         key = tuple(getattr(record.spec, field) for field in fields)
-        found.setdefault(key, []).append(record.score(TASKS[record.spec.task].metric, step))
+        found.setdefault(key, []).append(record.score(record.spec.metric, step))
     return {key: np.array(values) for key, values in found.items()}
 
 

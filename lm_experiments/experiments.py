@@ -85,7 +85,7 @@ def _tries(base: FineTune, method: str) -> Cells:
     return tuple(replace(cell, lr=lr, seed=seed) for lr in GRIDS[method] for seed in TUNING)
 
 
-def chosen(cell: FineTune, read: Callable[[FineTune], records.Record | None] = records.read) -> FineTune:
+def chosen(cell: FineTune, read: Callable[[FineTune], records.Record[FineTune] | None] = records.read) -> FineTune:
     """The cell with the learning rate that is best for its model, method and kind of task, in the mean over `TUNING`.
 
     Raises ValueError if those runs are not there yet.
@@ -153,13 +153,13 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS) -> list[records.Record]:
+def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS) -> list[records.Record[FineTune]]:
     """The records of an experiment's runs whose seed is below `seeds`, in the order of its cells.
 
     Raises ValueError, with the command that makes them, if some are not there.
     """
 
-    def read(cell: FineTune) -> records.Record | None:
+    def read(cell: FineTune) -> records.Record[FineTune] | None:
         return records.read(cell, results)
 
     cells = [chosen(cell, read) for cell in EXPERIMENTS[name].cells(size) if cell.seed < seeds]

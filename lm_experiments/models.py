@@ -75,6 +75,13 @@ def load(
     return model, tokenizer
 
 
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a place on the Hub. Raises as `load` does."""
+    where, revision = _located(name)
+    with _quiet(), _explained(name):
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+
+
 def is_causal(name: str) -> bool:
     """Whether a model was pretrained to continue text, and so can answer by words. Raises as `load` does."""
     where, revision = _located(name)

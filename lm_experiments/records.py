@@ -4,46 +4,48 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lm_experiments.assets import write_atomically
-from lm_experiments.runs import FineTune
+from lm_experiments.runs import FineTune, Pretrain
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = 5  # significant ones kept of every float
+LOWER_IS_BETTER = ("loss", "perplexity")
+S = TypeVar("S", bound=FineTune | Pretrain)
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class Record(Generic[S]):
     """A run that was finished."""
 
-    spec: FineTune
+    spec: S
     found: dict[str, Any]
-    """losses, scores, seconds, trainable, data; spectra and cosines if the run was watched. Or diverged: where."""
+    """What the run's `found` says: scores, seconds, data, and more. Or diverged: where."""
     where: dict[str, Any]
     """Versions, commit, hardware, threads."""
 
     def score(self, metric: str, step: int | None = None) -> float:
-        """A metric after a step, by default the last one; -inf of a run that diverged."""
+        """A metric after a step, by default the last one; the worst, +-inf, of a run that diverged."""
         if "diverged" in self.found:
-            return -math.inf
+            return math.inf if metric in LOWER_IS_BETTER else -math.inf
         wanted = self.spec.steps if step is None else step
         return next(float(entry[metric]) for entry in self.found["scores"] if entry["step"] == wanted)
 
 
-def path(spec: FineTune, folder: Path = RESULTS) -> Path:
+def path(spec: FineTune | Pretrain, folder: Path = RESULTS) -> Path:
     """Where its record is, or will be."""
     return folder / f"{spec.key}.json"
 
 
-def write(spec: FineTune, found: dict[str, Any], where: dict[str, Any], folder: Path = RESULTS) -> Path:
+def write(spec: FineTune | Pretrain, found: dict[str, Any], where: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Keep a run's record, its floats to five significant digits; ValueError if one is not finite."""
     content = {"spec": spec.described(), "found": _rounded(found), "where": where}
     write_atomically(path(spec, folder), (json.dumps(content, separators=(",", ":")) + "\n").encode())
     return path(spec, folder)
 
 
-def read(spec: FineTune, folder: Path = RESULTS) -> Record | None:
+def read(spec: S, folder: Path = RESULTS) -> Record[S] | None:
     """The record of exactly this run; None if it was not run. ValueError if the file is damaged or another run's."""
     place = path(spec, folder)
     if not place.is_file():
@@ -56,8 +58,8 @@ def read(spec: FineTune, folder: Path = RESULTS) -> Record | None:
     wanted = spec.described()
     if differing := [name for name in {**there, **wanted} if there.get(name, "absent") != wanted.get(name, "absent")]:
         raise ValueError(
-            f"{place} is the record of another run, differing in {', '.join(differing)}: were defaults of FineTune "
-            "changed? Delete it and run it again"
+            f"{place} is the record of another run, differing in {', '.join(differing)}: were defaults changed "
+            "since? Delete it and run it again"
         )
     return record
 

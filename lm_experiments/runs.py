@@ -1,10 +1,11 @@
-"""What one fine-tuning run is: everything its numbers depend on."""
+"""What one run is, fine-tuning or pre-training: everything its numbers depend on."""
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from lm_experiments.optimizer_spec import OptimizerSpec
 from lm_experiments.tasks.text import TASKS
 
 Method = Literal["compressed", "random", "narrow", "wide", "lora", "full"]
@@ -17,6 +18,11 @@ class FineTune:
 
     Every field is part of what is recorded; where the data lie is not, since their hash is.
     """
+
+    SHOWN: ClassVar = ("model", "task", "method", "rank", "examples", "gamma", "centre", "lr")
+    """Fields that get a column of a table if they differ between the runs."""
+    TOLD: ClassVar = ("gamma", "lr")
+    """Fields that are told of runs which differ in nothing but the seed, beside their name."""
 
     model: str = "minilm"
     """minilm or smollm2, which ./run assets brings; a folder that save_pretrained wrote; org/name[@revision]."""
@@ -94,19 +100,105 @@ class FineTune:
     @property
     def evaluations(self) -> tuple[int, ...]:
         """The steps after which the held-out examples are evaluated."""
-        return (*range(0, self.steps, self.every), self.steps)
+        return _evaluations(self.steps, self.every)
+
+    @property
+    def metric(self) -> str:
+        """The headline metric of its task."""
+        return TASKS[self.task].metric
 
     @property
     def key(self) -> str:
         """A name for files: what a reader looks for, and a hash over all fields that are not the default."""
-        changed = {field.name: getattr(self, field.name) for field in fields(self) if self._differs(field.name)}
-        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
-        model = self.model.rstrip("/").rpartition("/")[2].partition("@")[0]
-        return f"{model}-{self.task}-{self.method}-r{self.rank}-n{self.examples}-s{self.seed}-{digest}"
-
-    def _differs(self, name: str) -> bool:
-        return bool(getattr(self, name) != getattr(FineTune, name))
+        return _key(self, f"{_short(self.model)}-{self.task}-{self.method}-r{self.rank}-n{self.examples}-s{self.seed}")
 
     def described(self) -> dict[str, Any]:
         """All fields, as JSON keeps them."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pretrain(OptimizerSpec):
+    """One model, one text, one optimizer: the next token is predicted. Adam's betas are .9 and .999, its epsilon 1e-8.
+
+    The learning rate rises linearly, then falls as a cosine. Defaults are GaLore's for C4, but for size and text.
+    """
+
+    SHOWN: ClassVar = ("model", "text", "optimizer", "rank", "gap", "scale", "refresh", "moments", "state", "lr")
+    TOLD: ClassVar = ("lr",)
+    metric: ClassVar = "perplexity"
+
+    model: str = "3m"
+    """tiny, 3m, 9m, 60m, 130m, 350m, 1b or 7b, from scratch; or a pretrained causal model with its tokenizer: smollm2,
+    a folder that save_pretrained wrote, org/name[@revision]."""
+    text: str = "python"
+    """python: the standard library's sources; files: text at --data; or org/name[:config][@revision] of the Hub."""
+    tokenizer: str | None = None
+    """Of a model from scratch: a folder or org/name[@revision]; None reads bytes."""
+    steps: int = 1000
+    """Of the optimizer."""
+    batch: int = 32
+    """Rows of the text in a step, over all processes."""
+    accumulate: int = 1
+    """Parts, one after the other, of each process's share of a batch."""
+    length: int = 256
+    """Tokens of a row that are predicted."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    floor: float = 0.1
+    """Learning rate at the last step over that at the end of the warm-up."""
+    clip: float = 0.0
+    """Norm to which the gradient of all that trains is cut, before the optimizer sees it; 0 never cuts."""
+    precision: Literal["fp32", "mixed", "bf16"] = "fp32"
+    """mixed: products in bfloat16. bf16: weights, gradients and moments, too, as in GaLore's runs."""
+    every: int = 200
+    """Steps from one evaluation to the next; there is one before the first step, too, and one after the last."""
+    held_out: int = 256
+    """Rows of held-out text to evaluate on at most, evenly spread; 0 takes all."""
+    seed: int = 0
+    """Of weights and of the order of rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"steps": 1, "batch": 1, "accumulate": 1, "length": 1, "every": 1, "held_out": 0, "seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} = {getattr(self, name)}: take {low} or more")
+        if not 0 <= self.warmup < 1 or not 0 <= self.floor <= 1 or not 0 <= self.clip < float("inf"):
+            raise ValueError(
+                f"warmup = {self.warmup}, floor = {self.floor}, clip = {self.clip}: take 0 <= warmup < 1, "
+                "0 <= floor <= 1 and a finite clip >= 0"
+            )
+
+    @property
+    def evaluations(self) -> tuple[int, ...]:
+        """The steps after which the held-out rows are evaluated."""
+        return _evaluations(self.steps, self.every)
+
+    @property
+    def key(self) -> str:
+        """A name for files: what a reader looks for, and a hash over all fields that are not the default."""
+        return _key(self, f"{_short(self.model)}-{_short(self.text)}-{self.optimizer}-r{self.rank}-s{self.seed}")
+
+    def described(self) -> dict[str, Any]:
+        """All fields, as JSON keeps them."""
+        return asdict(self)
+
+
+Spec = FineTune | Pretrain
+
+
+def _evaluations(steps: int, every: int) -> tuple[int, ...]:
+    return (*range(0, steps, every), steps)
+
+
+def _key(spec: FineTune | Pretrain, name: str) -> str:
+    """The name, and a hash over all fields that are not the default."""
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    changed = {name: value for name, value in values.items() if value != getattr(type(spec), name)}
+    return f"{name}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]}"
+
+
+def _short(name: str) -> str:
+    """Of a folder or a place on the Hub, what it is called."""
+    return name.rstrip("/").rpartition("/")[2].partition("@")[0].partition(":")[0]

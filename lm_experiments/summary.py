@@ -11,43 +11,42 @@ from rich.console import Group
 from rich.table import Table
 
 from lm_experiments.records import Record
-from lm_experiments.runs import FineTune
-from lm_experiments.tasks.text import TASKS
-
-SHOWN = ("model", "task", "method", "rank", "examples", "gamma", "centre", "lr")
-"""Fields that get a column if they differ between the runs."""
+from lm_experiments.runs import FineTune, Pretrain
 
 
-def label(spec: FineTune) -> str:
+def label(spec: FineTune | Pretrain) -> str:
     """A run's key without its hash."""
     return spec.key.rpartition("-")[0]
 
 
-def summary(found: Sequence[Record]) -> Group:
+def summary(found: Sequence[Record[Any]]) -> Group:
     """What the runs have in common, and a row for each kind: its headline metric after the last step, over seeds."""
-    kinds: dict[FineTune, list[float]] = {}
+    kinds: dict[FineTune | Pretrain, list[float]] = {}
     for record in found:
-        kinds.setdefault(replace(record.spec, seed=0), []).append(record.score(TASKS[record.spec.task].metric))
-    differing = [name for name in SHOWN if len({getattr(kind, name) for kind in kinds}) > 1]
+        kinds.setdefault(replace(record.spec, seed=0), []).append(record.score(record.spec.metric))
+    shown = next(iter(kinds)).SHOWN if kinds else ()
+    differing = [name for name in shown if len({getattr(kind, name) for kind in kinds}) > 1]
     spread = any(len(scores) > 1 for scores in kinds.values())
-    common = ", ".join(_said(kind, name) for kind in list(kinds)[:1] for name in SHOWN if name not in differing)
+    common = ", ".join(_said(kind, name) for kind in list(kinds)[:1] for name in shown if name not in differing)
     if len(kinds) == 1:  # by its name, as its files have it
         (kind,) = kinds
-        common = f"{label(kind).rpartition('-')[0]}: gamma {kind.gamma:g}, lr {kind.lr:g}"
+        told = ", ".join(_said(kind, name) for name in kind.TOLD)
+        common = f"{label(kind).rpartition('-')[0]}: {told}"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in (*differing, "metric", "mean", *(["sd"] if spread else []), "seeds"):
-        table.add_column(name, justify="left" if name in ("model", "task", "method", "metric") else "right")
+        words = name == "metric" or any(isinstance(getattr(kind, name, 0), str) for kind in kinds)
+        table.add_column(name, justify="left" if words else "right")
     for kind, scores in kinds.items():
         cells = [_shown(getattr(kind, name)) for name in differing]
         sd = [f"{stdev(scores):.4f}" if len(scores) > 1 and isfinite(sum(scores)) else ""] if spread else []
         score = f"{mean(scores):.4f}" if isfinite(sum(scores)) else "diverged"
-        table.add_row(*cells, TASKS[kind.task].metric, score, *sd, str(len(scores)))
+        table.add_row(*cells, kind.metric, score, *sd, str(len(scores)))
     return Group(common or "no run is recorded yet", table if kinds else "")
 
 
-def _said(kind: FineTune, name: str) -> str:
-    value = _shown(getattr(kind, name))
-    return value if name in ("model", "task", "method") else f"{name} {value}"
+def _said(kind: FineTune | Pretrain, name: str) -> str:
+    value = getattr(kind, name)
+    return _shown(value) if isinstance(value, str) else f"{name} {_shown(value)}"
 
 
 def _shown(value: Any) -> str:

@@ -517,8 +517,15 @@ def screen(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fewshots"], "no experiment is called 'fewshots'; did you mean 'fewshot'? There are: finetune, rates"),
+        (
+            ["fewshots"],
+            "no experiment is called 'fewshots'; did you mean 'fewshot'? There are: finetune, pretrain",
+        ),
         (["finetun"], "did you mean 'finetune'?"),
+        (["pretrain", "--optimizer", "adam"], "invalid choice 'adam'"),
+        (["pretrain", "--state", "8bit"], "state = '8bit' with optimizer = 'adamw': take fp32"),
+        (["pretrain", "--help"], "tiny, 3m, 9m, 60m, 130m, 350m, 1b or 7b, from scratch"),
+        (["memory", "--rank", "0"], "rank = 0: take 1 or more"),
         (["finetune", "--rank", "3"], "rank = 3 is odd: half of it comes from the gradient; take 4"),
         (["finetune", "--rnk", "3"], "Perhaps you meant: --rank INT"),
         (["finetune", "--method", "lorra"], "invalid choice 'lorra'"),

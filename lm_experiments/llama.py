@@ -1,0 +1,81 @@
+"""LLaMA models to train from scratch: the sizes of GaLore's, Fira's and APOLLO's papers, and small ones for a CPU.
+
+Symbols: d hidden size, f width of the feed-forward part, L layers, V vocabulary.
+
+    parameters = 2 V d + L (4 d^2 + 3 d f + 2 d) + d        (embedding and head are not tied; norms; no biases)
+
+of which the targets, what low-rank methods act on, are L (4 d^2 + 3 d f). Sizes are those of the published
+configurations (Zhao et al. 2024, arXiv 2403.03507, code; its Table 5 prints layers and heads of the 1B model swapped).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCABULARY = 32_000
+"""T5's tokenizer, which the papers use."""
+BYTES = 257
+"""256 bytes and the end of a document."""
+KINDS = ("attn", "mlp")
+"""A linear layer is a target if one of these is in its module's path, as in GaLore's script for C4."""
+
+
+class Size(NamedTuple):
+    """What tells the sizes apart."""
+
+    hidden: int
+    wide: int
+    layers: int
+    heads: int
+    vocabulary: int = VOCABULARY
+
+
+SIZES = {
+    "tiny": Size(32, 88, 2, 2, BYTES),
+    "3m": Size(256, 688, 4, 4, BYTES),
+    "9m": Size(384, 1024, 5, 6, BYTES),
+    "60m": Size(512, 1376, 8, 8),
+    "130m": Size(768, 2048, 12, 12),
+    "350m": Size(1024, 2736, 24, 16),
+    "1b": Size(2048, 5461, 24, 32),
+    "7b": Size(4096, 11008, 32, 32),
+}
+"""By what they are called; tiny (42 thousand parameters), 3m and 9m read bytes."""
+
+
+def config(name: str, vocabulary: int | None = None, length: int = 1024) -> LlamaConfig:
+    """The configuration of a size.
+
+    vocabulary: V; by default the size's own. length: most tokens of a sequence, at least. Raises ValueError for a size
+    that there is not.
+    """
+    if name not in SIZES:
+        raise ValueError(f"no size {name!r}: take one of {', '.join(SIZES)}")
+    size = SIZES[name]
+    return LlamaConfig(
+        hidden_size=size.hidden,
+        intermediate_size=size.wide,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        vocab_size=vocabulary or size.vocabulary,
+        max_position_embeddings=max(length, 1024),
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def fresh(configuration: LlamaConfig, seed: int) -> LlamaForCausalLM:
+    """A model at its start, in float32 on the CPU: weights normal with sd 0.02, drawn from `seed` alone, norms 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # transformers draws from the global generator
+        return LlamaForCausalLM(configuration)
+
+
+def targets(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of attention and feed-forward parts by name; of LLaMA all but the head."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: layer for name, layer in layers.items() if any(kind in name for kind in KINDS)}

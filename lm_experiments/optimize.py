@@ -1,0 +1,70 @@
+"""From a spec to an optimizer, and what its state weighs."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
+
+from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
+
+CLASSES = {
+    "galore": "GaLoreAdamW",
+    "fira": "FiraAdamW",
+    "apollo": "Apollo",
+    "apollo-mini": "ApolloMini",
+    "frugal": "Frugal",
+}
+"""In lowdim.optimizers, by what a spec calls them."""
+
+
+def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
+    """The spec's, of all of the model that trains; targets in its low-rank part, all else in plain Adam at the same lr.
+
+    Call it after the model is on its device and shared among the processes. Raises ValueError if this version has no
+    such optimizer, or the optimizer refuses the model.
+    """
+    if spec.optimizer in DENSE:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return AdamW(trained, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+    ours = _ours(spec)
+    groups = ours.parameter_groups(model, rank=spec.rank, update_proj_gap=spec.gap, scale=spec.scale)
+    how = {"refresh": spec.refresh, "moments": spec.moments, "state": spec.state, "weight_decay": spec.weight_decay}
+    found: Optimizer = getattr(ours, CLASSES[spec.optimizer])(groups, lr=spec.lr, **how)
+    return found
+
+
+def _ours(spec: OptimizerSpec) -> Any:
+    try:
+        return import_module("lowdim.optimizers")
+    except ModuleNotFoundError as error:
+        if error.name != "lowdim.optimizers":
+            raise
+        raise ValueError(
+            f"optimizer = {spec.optimizer!r}: this version of lowdim has no lowdim.optimizers; take a newer one, or "
+            f"one of {', '.join(DENSE)}"
+        ) from error
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of all memory that the state keeps alive, shared memory once; of tensors that FSDP divides, all parts."""
+    memory: dict[int, int] = {}
+    for tensor in _tensors(list(optimizer.state.values())):
+        if isinstance(tensor, DTensor):
+            memory[id(tensor)] = tensor.numel() * tensor.element_size()
+        else:
+            storage = tensor.untyped_storage()
+            memory[storage.data_ptr()] = storage.nbytes()
+    return sum(memory.values())
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict | list | tuple):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(item)
+    elif hasattr(tree, "__dict__"):  # an object in a state, a projector say
+        yield from _tensors(vars(tree))

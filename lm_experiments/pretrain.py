@@ -1,0 +1,147 @@
+"""Train a language model to predict the next token of a text, from scratch or from what it is."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Integer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lm_experiments import llama, models
+from lm_experiments.factored import factored, frozen
+from lm_experiments.loop import Loop, Report, begin
+from lm_experiments.optimize import optimizer, state_bytes
+from lm_experiments.processes import Parallel, Processes, fill, whole
+from lm_experiments.runs import Pretrain
+from lm_experiments.tasks import streams
+from lm_experiments.tasks.streams import Text
+
+EVALUATED = 16  # rows in a batch of evaluation
+POINTS = 200  # of a loss curve in a record
+
+
+def pretrain(
+    spec: Pretrain,
+    folder: Path,
+    source: Path | None = None,
+    *,
+    here: Processes,
+    parallel: Parallel = "ddp",
+    save_every: int = 100,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train as the spec says, or go on where the run in `folder` stopped; what was found, as JSON keeps it.
+
+    source: the file or folder of the text "files". save_every, report, and what is raised: as `finetune` has it.
+    """
+    begin(spec, folder, here, parallel, save_every)
+    body, text = started(spec, source)
+    run = Run(spec, text, here.wrapped(body, parallel), body, folder, here)
+    return run.found(run.train(save_every, report))
+
+
+def started(spec: Pretrain, source: Path | None = None) -> tuple[nn.Module, Text]:
+    """The model as it starts, on the CPU, and its text."""
+    if spec.model in llama.SIZES:
+        tokenizer = models.tokenizer_of(spec.tokenizer) if spec.tokenizer else None
+        text = streams.read(spec.text, spec.length, source, tokenizer)
+        vocabulary = max(text.vocabulary, llama.SIZES[spec.model].vocabulary)
+        model: nn.Module = llama.fresh(llama.config(spec.model, vocabulary, spec.length), spec.seed)
+    elif spec.tokenizer is None:
+        model, tokenizer = models.load(spec.model)
+        text = streams.read(spec.text, spec.length, source, tokenizer)
+    else:
+        raise ValueError(f"tokenizer = {spec.tokenizer!r} of {spec.model}, which has its own: leave it out")
+    model = factored(model, spec, spec.seed)
+    if spec.precision == "bf16":  # not model.bfloat16(), which would round the frequencies of positions, too
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+    return model, text
+
+
+class Run(Loop[Pretrain]):
+    """Of any optimizer, on the rows of a text."""
+
+    def __init__(
+        self, spec: Pretrain, text: Text, model: nn.Module, body: nn.Module, folder: Path, here: Processes
+    ) -> None:
+        super().__init__(spec, model, body, optimizer(model, spec), folder, here, len(text.train), text.fingerprint)
+        self.text, self.clip = text, spec.clip
+        if here.size > len(self._evaluation):
+            raise ValueError(f"{len(self._evaluation)} held-out rows for {here.size} processes: take as many")
+
+    @property
+    def _evaluation(self) -> Integer[np.ndarray, " rows"]:
+        """The held-out rows that are evaluated, evenly spread."""
+        rows = len(self.text.held_out)
+        return np.linspace(0, rows - 1, min(self.spec.held_out or rows, rows)).astype(int)
+
+    def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
+        """Mean cross-entropy in nats a token, of training rows."""
+        return self._entropy(self.text.train.rows(indices)).mean()
+
+    def _entropy(self, rows: Int64[np.ndarray, "batch length_plus_1"]) -> Tensor:
+        """Of each token but the first of each row, in float32."""
+        tokens = torch.from_numpy(rows).to(self.here.device)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.spec.precision == "mixed"):
+            logits: Tensor = self.model(input_ids=tokens[:, :-1], use_cache=False).logits
+        return cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+
+    def rate(self, step: int) -> float:
+        """Linear to 1 over the warm-up, then min + (1 - min) (1 + cos pi t) / 2, t from 0 to 1 at the last step."""
+        rising = round(self.spec.warmup * self.spec.steps)
+        if step <= rising:
+            return step / rising
+        share = (step - rising) / max(self.spec.steps - rising, 1)
+        return self.spec.floor + (1 - self.spec.floor) * (1 + math.cos(math.pi * share)) / 2
+
+    @torch.no_grad()
+    def evaluated(self, step: int) -> dict[str, Any]:
+        """Mean loss in nats a token, and its exponential; raises Diverged if that is not finite."""
+        self.model.eval()
+        rows, size = self._evaluation, self.here.size
+        parts = np.array_split(rows, size * -(-len(rows) // (EVALUATED * size)))  # equally many for every process
+        total = torch.zeros((), dtype=torch.float64, device=self.here.device)
+        for part in parts[self.here.rank :: size]:
+            total += self._entropy(self.text.held_out.rows(part)).double().sum()
+        loss = self.here.total(total) / (len(rows) * self.spec.length)
+        perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
+        if not math.isfinite(perplexity):
+            raise self._diverged(step, f"the held-out perplexity at loss {loss:g}")
+        return {"scores": {"perplexity": perplexity, "loss": loss}}
+
+    def kept(self) -> dict[str, Any]:
+        """What does not train: drawn once, and perhaps otherwise by another version of torch."""
+        return {"frozen": {name: whole(parameter) for name, parameter in frozen(self.body).items()}}
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """What does not train."""
+        for name, parameter in frozen(self.body).items():
+            fill(parameter, state["frozen"][name])
+
+    def found(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        """The record's numbers, of all lines of the metrics."""
+        return {
+            "curve": thinned([line["loss"] for line in lines if "loss" in line]),
+            "scores": [{"step": line["step"], **line["scores"]} for line in lines if "scores" in line],
+            "seconds": self.seconds,
+            "tokens": self.spec.steps * self.spec.batch * self.spec.length,
+            "parameters": {
+                "all": sum(p.numel() for p in self.body.parameters()),
+                "trained": sum(p.numel() for p in self.body.parameters() if p.requires_grad),
+            },
+            "optimizer_bytes": state_bytes(self.optimizer),
+            "data": self.fingerprint,
+        }
+
+
+def thinned(losses: list[float], points: int = POINTS) -> list[dict[str, Any]]:
+    """Means over at most so many spans of equal length, each at its last step."""
+    span = -(-len(losses) // points)
+    return [
+        {"step": min(first + span, len(losses)), "loss": float(np.mean(losses[first : first + span]))}
+        for first in range(0, len(losses), max(span, 1))
+    ]
