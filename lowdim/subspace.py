@@ -53,12 +53,15 @@ def leading_subspace(
     work = work if side == "left" else work.mT
     if start is not None:
         return _warm(work, start.to(work.dtype), passes).to(matrix.dtype)
+    return _randomized(work, rank, passes, generator).to(matrix.dtype)
+
+
+def _randomized(work: Tensor, rank: int, passes: int, generator: torch.Generator | None) -> Tensor:
     basis = torch.linalg.qr(work @ _directions(work, rank, generator)).Q
     for _ in range(passes):
         basis = torch.linalg.qr(work.mT @ basis).Q
         basis = torch.linalg.qr(work @ basis).Q
-    within = torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
-    return (basis @ within).to(matrix.dtype)
+    return basis @ torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
 
 
 def _warm(work: Tensor, basis: Tensor, passes: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The optimizers by name: each is an inner optimizer and a residual rule, and has the options below.
 
-`params` are parameters, named parameters, or groups. A group with the key `rank` is projected, and may have galore-torch's
-other keys: update_proj_gap (200), scale, proj_type ("std"); `parameter_groups(model, rank=...)` makes them. Every other
-option can stand in a group, too. As galore-torch computes, to rounding:
+`params` are parameters, named parameters, or groups. A group with the key `rank` is projected, and may have the other
+keys of galore-torch: update_proj_gap (200), scale, proj_type ("std"); `parameter_groups(model, rank=...)` makes them.
+Every other option can stand in a group, too. As galore-torch computes, to rounding:
 
     GaLoreAdamW(groups, refresh="exact", moments="keep", stagger=False, convention="authors")
 """
@@ -21,8 +21,8 @@ class Options(TypedDict, total=False):
     """What every projected optimizer takes by name."""
 
     refresh: Refresh
-    """How bases are found: "exact", an SVD; "randomized"; "warm" (the default), one subspace iteration from the last ones,
-    at first randomized; "random" directions."""
+    """How bases are found: "exact", an SVD; "randomized"; "warm" (the default), one subspace iteration from the last
+    ones, at first randomized; "random" directions."""
     moments: Moments
     """At a refresh: "rotate" into the new bases (the default), "keep" as numbers (the authors), "reset"."""
     stagger: bool
@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     projector: Projector
     """Of the bases: "fp32", "bf16", "int8"; "seed" keeps none and draws random ones again at every step."""
     convention: Literal["torch", "authors"]
-    """torch: eps is added behind the bias correction, and decay comes before the update; authors: the other way round."""
+    """torch: eps stands behind the bias correction, and decay comes before the update; authors: the other way round."""
     stochastic_rounding: bool
     """Of bfloat16 weights, in which steps below 1/256 of a weight are lost otherwise; False."""
 

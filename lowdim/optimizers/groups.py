@@ -31,10 +31,11 @@ def parameter_groups(
 
     Raises ValueError if nothing is projected.
     """
-    chosen = {id(module.weight) for name, module in _targets(model, target) if min(_sides(module.weight)) > rank}
+    chosen = {id(weight) for weight in _targets(model, target) if min(len(weight), weight[0].numel()) > rank}
     if not chosen:
         raise ValueError(f"no weight of target = {target!r} has both sides longer than rank = {rank}: give others")
-    projected, matrices, vectors = [], [], []
+    projected: list[tuple[str, Tensor]] = []
+    matrices, vectors = projected.copy(), projected.copy()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             among = projected if id(parameter) in chosen else matrices if parameter.ndim > 1 else vectors
@@ -50,20 +51,18 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def _targets(model: nn.Module, target: Target) -> Iterator[tuple[str, nn.Module]]:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+def _targets(model: nn.Module, target: Target) -> Iterator[Tensor]:
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
-        layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-        if isinstance(target, str):
-            linear = isinstance(module, nn.Linear) and module is not head
-            wanted = linear if target == "all-linear" else layer and re.search(target, name) is not None
+        layer = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        if target == "all-linear":
+            wanted = isinstance(module, nn.Linear) and module is not head
+        elif isinstance(target, str):
+            wanted = layer and re.search(target, name) is not None
         elif callable(target):
             wanted = target(name, module)
         else:
             wanted = layer and name.endswith(tuple(target))
-        if wanted and isinstance(getattr(module, "weight", None), Tensor) and module.weight.requires_grad:
-            yield name, module
-
-
-def _sides(weight: Tensor) -> tuple[int, int]:
-    return weight.shape[0], weight[0].numel()
+        weight = getattr(module, "weight", None)
+        if wanted and isinstance(weight, Tensor) and weight.requires_grad:
+            yield weight

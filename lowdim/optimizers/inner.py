@@ -42,7 +42,7 @@ class Adam:
     place. Kingma & Ba 2015, arXiv 1412.6980, end of section 2.
     """
 
-    moments = {"exp_avg": False, "exp_avg_sq": True}
+    moments: Mapping[str, bool] = {"exp_avg": False, "exp_avg_sq": True}
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of AdamW; its decay is the pipeline's."""
@@ -60,7 +60,7 @@ class Adam:
 class Momentum:
     """N = M <- mu M + R, or R + mu M if nesterov; R itself for mu = 0 (torch.optim.SGD's convention)."""
 
-    moments = {"momentum_buffer": False}
+    moments: Mapping[str, bool] = {"momentum_buffer": False}
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of SGD."""
@@ -79,7 +79,7 @@ class Adafactor:
     with a rate of 1, as transformers' Adafactor does it.
     """
 
-    moments = {"exp_avg": False}
+    moments: Mapping[str, bool] = {"exp_avg": False}
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of Adafactor."""

@@ -19,7 +19,7 @@ from .bases import due, held, refresh
 from .checks import check, check_gradient, check_same_plan, named
 from .inner import Direction, Inner
 from .plan import Plan, planned
-from .projection import project
+from .projection import Bases, project
 from .residual import Residual, Seen
 from .rounding import Written
 from .states import State
@@ -30,6 +30,8 @@ class LowRank(Optimizer):
 
     inner: Inner
     rule: Residual
+    window = 0
+    """Micro-batches of a step whose updates are made in backward hooks (`layerwise`); 0 if `step` makes them."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.plans: dict[Tensor, Plan] = {}
@@ -55,7 +57,7 @@ class LowRank(Optimizer):
         return {p: planned(name, p, group, offset) for (name, p), offset in zip(pairs, offsets, strict=True)}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, after closure(), if there is one, with gradients enabled.
 
         Raises ValueError, before anything is changed, for a gradient that is sparse, or not finite where it is due to
@@ -65,28 +67,85 @@ class LowRank(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        given = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for parameter, gradient, _ in given:
-            plan = self.plans.get(parameter)
-            check_gradient(plan, gradient, due=bool(plan) and self._due(parameter))
-        for parameter, gradient, group in given:
-            self.update(parameter, gradient, group)
+        if self.window:  # all is done already
+            return loss
+        given = [(p, group) for group in self.param_groups for p in group["params"] if self.given(p)]
+        for parameter, _ in given:
+            self.check(parameter)
+        for parameter, group in given:
+            self.update(parameter, group)
         return loss
 
-    def update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """One parameter's step. The gradient is left as it is."""
+    def given(self, parameter: Tensor) -> bool:
+        """Whether there is something to update it with."""
+        return parameter.grad is not None or "core" in self.state.get(parameter, {})
+
+    def due(self, parameter: Tensor) -> bool:
+        """Whether the parameter's next update finds its subspace anew, which takes the whole gradient."""
+        plan, state = self.plans.get(parameter), self.state[parameter]
+        return plan is not None and (not begun(state) or due(state, plan, steps(state)))
+
+    def check(self, parameter: Tensor) -> None:
+        """Raise ValueError for a gradient that is sparse, or not finite where it is due to be decomposed."""
+        if parameter.grad is not None:
+            check_gradient(self.plans.get(parameter), parameter.grad, due=self.due(parameter))
+
+    def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """One parameter's step from its gradient, which is left as it is, or from the accumulated core."""
         state, plan = self.state[parameter], self.plans.get(parameter)
         step = steps(state)
         with Written(parameter, _dice(parameter, plan, step, group)) as weight:
             if plan is None:
-                self._plain(state, weight, gradient, step, group)
-            elif not self._projected(state, weight, gradient, step, group, plan):
+                self._plain(state, weight, parameter.grad, step, group)  # type: ignore[arg-type]
+            elif not self._projected(state, weight, parameter.grad, step, group, plan):
                 return
         state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
 
-    def _due(self, parameter: Tensor) -> bool:
+    @torch.no_grad()
+    def absorb(self, parameter: Tensor, group: dict[str, Any], *, first: bool) -> None:
+        """Add the core of the gradient to what is accumulated, and free the gradient.
+
+        first: of a window; then the subspace is found anew from it, if that is due, and stays for the whole window.
+        """
+        state, plan, gradient = self.state[parameter], self.plans[parameter], parameter.grad
+        assert gradient is not None
+        parameter.grad = None
+        seen = plan.seen(gradient)
+        if (first or not begun(state)) and self.due(parameter) and seen.any():
+            refresh(state, seen, plan, steps(state), group, self.inner)
+        if begun(state):
+            self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
+
+    def accumulate(self, parameter: Tensor, core: Tensor) -> None:
+        """Add a core to what the next update takes in place of the gradient's."""
         state = self.state[parameter]
-        return due(state, self.plans[parameter], steps(state))
+        core = core.to(torch.promote_types(core.dtype, torch.float32))
+        state["core"] = state["core"].add_(core) if "core" in state else core
+
+    def bases(self, parameter: Tensor, dtype: torch.dtype) -> Bases:
+        """The bases of a parameter's gradient, by mode."""
+        return held(self.state[parameter], self.plans[parameter], dtype, parameter.device)
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale all gradients and accumulated cores so that their common norm is max_norm at most; the norm before.
+
+        A core's norm is that of the gradient's part in the subspace.
+        """
+        cores = (state["core"] for state in self.state.values() if "core" in state)
+        given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        given += cores
+        norm = torch.nn.utils.get_total_norm(given)
+        for value in given:
+            value.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
+        return norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; accumulated cores go, too."""
+        super().zero_grad(set_to_none)
+        for state in self.state.values():
+            state.pop("core", None)
+            state.pop("parts", None)
 
     def _plain(self, state: State, weight: Tensor, gradient: Tensor, step: int, group: dict[str, Any]) -> None:
         direction = self.inner(state, gradient.to(weight.dtype), step, group, weight)
@@ -94,18 +153,22 @@ class LowRank(Optimizer):
         weight.mul_(shrink).sub_(direction.core, alpha=direction.rate * kept)
 
     def _projected(
-        self, state: State, weight: Tensor, gradient: Tensor, step: int, group: dict[str, Any], plan: Plan
+        self, state: State, weight: Tensor, gradient: Tensor | None, step: int, group: dict[str, Any], plan: Plan
     ) -> bool:
         """False if there is no subspace yet and the gradient, being zero, gives none: nothing happens then."""
-        seen, work = plan.seen(gradient), plan.seen(weight)
-        if due(state, plan, step) and seen.any():
-            refresh(state, seen, plan, step, group, self.inner)
-        bases = held(state, plan, work.dtype, work.device)
-        if not bases:
+        work, seen, core = plan.seen(weight), plan.seen(weight), state.pop("core", None)
+        if gradient is not None:
+            seen = plan.seen(gradient)
+            if core is None and due(state, plan, step) and seen.any():
+                refresh(state, seen, plan, step, group, self.inner)
+        if not begun(state):
             return False
-        core = project(seen, bases).to(work.dtype)
-        direction = self.inner(state, core, step - int(state.get("begun", 0)), group, work)
-        self.rule(Seen(work, seen, core, direction, bases, plan, state, *_decayed(group, direction)), group)
+        bases = held(state, plan, work.dtype, work.device)
+        core = project(seen, bases) if core is None else core
+        direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
+        self.rule(
+            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *_decayed(group, direction)), group
+        )
         return True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,6 +194,11 @@ class LowRank(Optimizer):
     def _replan(self) -> None:
         plans = (self._planned(group, number) for number, group in enumerate(self.param_groups))
         self.plans = {parameter: plan for found in plans for parameter, plan in found.items()}
+
+
+def begun(state: State) -> bool:
+    """Whether there is a subspace."""
+    return not state.keys().isdisjoint(("P0", "P1", "drawn"))
 
 
 def steps(state: State) -> int:

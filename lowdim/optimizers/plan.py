@@ -27,7 +27,7 @@ class Plan:
     scale: float = 0.25
     """alpha, times the update that comes back."""
     offset: int = 0
-    """Steps by which this parameter is ahead with its refreshes, so that not all fall on one step; 0 <= offset < gap."""
+    """Steps by which its refreshes come earlier, so that not all parameters' fall on one step; 0 <= offset < gap."""
 
     def __post_init__(self) -> None:
         if self.side not in get_args(Side):
@@ -77,7 +77,7 @@ class Plan:
 
 
 def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0) -> Plan:
-    """The plan of a parameter of a group with galore-torch's keys: rank, update_proj_gap, scale (Fira: alpha), proj_type.
+    """The plan of a parameter of a group with the keys rank, update_proj_gap, scale (alpha, if there is one), proj_type.
 
     Raises ValueError for what does not fit the parameter's shape.
     """

@@ -1,7 +1,6 @@
 """Weights in half precision: steps are made in float32, and the result is rounded to the nearest, or at random."""
 
 from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
