@@ -65,8 +65,9 @@ def train(model, optimizer, first: int, count: int, parts: int = 1, dtype=torch.
 def assert_same(model, other, atol=1e-9) -> None:
     for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
-    assert max(float((one - two).detach().abs().max()) for one, two in
-               zip(model.parameters(), Net(next(model.parameters()).dtype).parameters(), strict=True)) > 1e-3  # fmt: skip
+    begin = Net(next(model.parameters()).dtype).parameters()
+    moves = [float((one - two).detach().abs().max()) for one, two in zip(model.parameters(), begin, strict=True)]
+    assert max(moves) > 1e-3
 
 
 @pytest.mark.parametrize("kind", CORE)

@@ -83,8 +83,8 @@ def test_apollo_scales_the_gradient_itself(rule, shape, rank, seed):
     mode = 0 if side_of(shape, "std") == "left" else 1
     kind, _ = ALL[rule]
     parameter = nn.Parameter(torch.from_numpy(weight.copy()))
-    optimizer = kind([{"params": [parameter], "rank": rank, "update_proj_gap": 2, "scale": 4.0}], lr=0.05, betas=(0.9, 0.99),
-                     weight_decay=0.1)  # fmt: skip
+    group = {"params": [parameter], "rank": rank, "update_proj_gap": 2, "scale": 4.0}
+    optimizer = kind([group], lr=0.05, betas=(0.9, 0.99), weight_decay=0.1)
     plan = optimizer.plans[parameter]
     drawn = {step: bases._gaussian(plan, mode, step, torch.float64, torch.device("cpu")).numpy() for step in (0, 2, 4)}
     reference = Reference(weight, rank, 2, 4.0, "std", rule, bases=drawn.__getitem__)

@@ -29,7 +29,7 @@ class _Core:
 
     @torch.no_grad()
     def add(self, inputs: Tensor, errors: Tensor) -> None:
-        """One call's inputs x (rows, d_in) and errors delta (rows, d_out); with the last call's a layer-wise optimizer takes its step."""
+        """One call's x (rows, d_in) and delta (rows, d_out); after the last call's a layer-wise optimizer steps."""
         self.open -= 1
         if self._whole():
             gradient = (errors.mT @ inputs).to(self.parameter.dtype)
@@ -120,7 +120,7 @@ def _forward(module: nn.Linear, receiver: _Core, inputs: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b for rows x. Because of the last scalar its backward is reached without other inputs that need it."""
+    """y = x W^T + b for rows x. Because of the last scalar its backward is reached though no other input needs it."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, receiver: _Core, _: Tensor) -> Tensor:

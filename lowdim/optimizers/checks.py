@@ -57,8 +57,8 @@ def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
         raise ValueError(f"the gradient of {name} is sparse: take nn.Embedding(sparse=False)")
     if due and not all(bound.isfinite() for bound in torch.aminmax(gradient)):
         raise ValueError(
-            f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take a "
-            "smaller lr. Nothing was changed"
+            f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take "
+            "a smaller lr. Nothing was changed"
         )
 
 

@@ -77,7 +77,7 @@ class Plan:
 
 
 def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0) -> Plan:
-    """The plan of a parameter of a group with the keys rank, update_proj_gap, scale (alpha, if there is one), proj_type.
+    """The plan of a parameter of a group with the keys rank, update_proj_gap, scale (or alpha) and proj_type.
 
     Raises ValueError for what does not fit the parameter's shape.
     """
