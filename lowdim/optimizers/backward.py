@@ -106,12 +106,13 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
 
 
 def _forward(module: nn.Linear, receiver: _Core, inputs: Tensor) -> Tensor:
-    weight, bias, device = module.weight.detach(), module.bias, inputs.device.type
+    weight: Tensor = module.weight.detach()
+    bias, device = module.bias, inputs.device.type
     if not torch.is_grad_enabled():
         return linear(inputs, weight, bias)
     if torch.is_autocast_enabled(device):  # which looks at functions that it knows only
         dtype = torch.get_autocast_dtype(device)
-        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # type: ignore[assignment]
     apply: Any = _Linear.apply
     rows = inputs.reshape(-1, inputs.shape[-1])
     with torch.autocast(device, enabled=False):
