@@ -104,6 +104,7 @@ def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> Non
         state[f"{name}_scales"] = scales
         state[name] = (basis / scales * 127).round_().to(torch.int8)
     else:
+        basis = basis.mT.contiguous().mT  # column by column: products with few columns are up to a third faster
         state[name] = basis.to(torch.bfloat16) if projector == "bf16" else basis
 
 
