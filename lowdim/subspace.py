@@ -1,6 +1,6 @@
 """Leading singular subspaces of a matrix, and the angles between subspaces.
 
-The one place that finds a subspace: networks are compressed with it (narrow.py), and so will gradients and adapters be.
+The one place that finds a subspace: networks are compressed with it (narrow.py), and so are adapters and gradients.
 """
 
 from typing import Literal
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Method = Literal["exact", "randomized", "warm"]
+Side = Literal["left", "right"]
 
 OVERSAMPLING = 10  # extra random directions; Halko et al. 2011 recommend 5 to 10
 
@@ -17,6 +18,7 @@ def leading_subspace(
     matrix: Tensor,
     rank: int,
     *,
+    side: Side = "left",
     method: Method = "exact",
     start: Tensor | None = None,
     passes: int = 2,
@@ -24,33 +26,52 @@ def leading_subspace(
 ) -> Tensor:
     """An orthonormal basis of the span of the `rank` leading left singular vectors; shape (rows, rank).
 
-    Pass `matrix.mT` for right singular vectors. The basis has the device and dtype of the matrix; half precision is
-    computed in float32.
+    The basis has the device and dtype of the matrix; half precision is computed in float32.
 
     matrix: (rows, cols), finite.
     rank: 1 <= rank <= min(rows, cols).
+    side: "right" takes the right singular vectors; shape (cols, rank). The same as for `matrix.mT`, up to signs.
     method: "exact", one thin SVD. "randomized", subspace iteration from rank + 10 random directions (Halko, Martinsson
         & Tropp 2011, arXiv 0909.4061, Algorithms 4.4 and 5.1): the leading vectors lie in the span of these up to a
         sine of order (sigma_{rank+11} / sigma_rank)^(2 passes + 1), and which `rank` of them are the leading ones is as
         certain as the gap between sigma_rank and sigma_{rank+1} makes it. "warm", the same iteration from `start`,
-        without extra directions: cheap where a slowly changing matrix had the subspace `start` a little earlier.
-    start: (rows, rank), required by "warm" and by it alone; need not be orthonormal.
+        without extra directions: cheap where a slowly changing matrix had the subspace `start` a little earlier. Its
+        basis stays as near to `start` as Gram-Schmidt allows, column by column; the others' are singular vectors.
+    start: (rows, rank), or (cols, rank) for the right side; required by "warm" and by it alone. Linearly independent
+        columns, orthonormal or not.
     passes: power iterations of the last two methods, >= 1; each multiplies by the matrix and its transpose.
     generator: draws the random directions; by default one seeded with 0, so that all processes of a job agree.
 
     Raises ValueError if an argument is out of range or the matrix is not finite.
     """
-    _check(matrix, rank, method, start, passes)
+    _check(matrix, rank, side, method, start, passes)
     work = _computable(matrix)
     if method == "exact":  # a copy: a view would keep all singular vectors alive
-        return torch.linalg.svd(work, full_matrices=False).U[:, :rank].to(matrix.dtype, copy=True).contiguous()
-    start = work @ _directions(work, rank, generator) if start is None else start.to(work.dtype)
-    basis = torch.linalg.qr(start).Q
+        found = torch.linalg.svd(work, full_matrices=False)
+        vectors = found.U[:, :rank] if side == "left" else found.Vh[:rank].mT
+        return vectors.to(matrix.dtype, copy=True).contiguous()
+    work = work if side == "left" else work.mT
+    if start is not None:
+        return _warm(work, start.to(work.dtype), passes).to(matrix.dtype)
+    return _randomized(work, rank, passes, generator).to(matrix.dtype)
+
+
+def _randomized(work: Tensor, rank: int, passes: int, generator: torch.Generator | None) -> Tensor:
+    basis = torch.linalg.qr(work @ _directions(work, rank, generator)).Q
     for _ in range(passes):
         basis = torch.linalg.qr(work.mT @ basis).Q
         basis = torch.linalg.qr(work @ basis).Q
-    within = torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
-    return (basis @ within).to(matrix.dtype)
+    return basis @ torch.linalg.svd(basis.mT @ work, full_matrices=False).U[:, :rank]
+
+
+def _warm(work: Tensor, basis: Tensor, passes: int) -> Tensor:
+    """One QR a pass, on the short side, costs what lies below sigma_1 times the root of the machine precision."""
+    for _ in range(passes):
+        basis, scales = torch.linalg.qr(work @ (work.mT @ basis))
+        basis = basis * torch.where(
+            scales.diagonal() < 0, -1, 1
+        )  # work work^T is positive: directions keep their signs
+    return basis.contiguous()
 
 
 def _computable(matrix: Tensor) -> Tensor:
@@ -89,24 +110,25 @@ def principal_angles(basis: Tensor, other: Tensor) -> Tensor:
     return torch.where(cosines**2 > 0.5, sines.asin(), cosines.acos())
 
 
-def _check(matrix: Tensor, rank: int, method: Method, start: Tensor | None, passes: int) -> None:
+def _check(matrix: Tensor, rank: int, side: Side, method: Method, start: Tensor | None, passes: int) -> None:
     if matrix.ndim != 2 or not matrix.is_floating_point():
         raise ValueError(f"a {matrix.dtype} tensor of shape {tuple(matrix.shape)}: give a floating-point matrix")
     if not 1 <= rank <= min(matrix.shape):
         raise ValueError(f"rank = {rank} of a {tuple(matrix.shape)} matrix: take 1 <= rank <= {min(matrix.shape)}")
-    if method not in ("exact", "randomized", "warm"):
-        raise ValueError(f"method = {method!r}: take 'exact', 'randomized' or 'warm'")
+    if method not in ("exact", "randomized", "warm") or side not in ("left", "right"):
+        raise ValueError(
+            f"side = {side!r}, method = {method!r}: take 'exact', 'randomized' or 'warm'; 'left' or 'right'"
+        )
     if (start is not None) != (method == "warm"):
         raise ValueError(
             f"method = {method!r} with start = {start if start is None else 'given'}: 'warm' alone needs one"
         )
-    if start is not None and (start.shape != (len(matrix), rank) or not torch.isfinite(start).all()):
-        raise ValueError(
-            f"start of shape {tuple(start.shape)}: 'warm' needs a finite ({len(matrix)}, {rank}), rows by rank"
-        )
+    rows = matrix.shape[0 if side == "left" else 1]
+    if start is not None and (start.shape != (rows, rank) or not torch.isfinite(start).all()):
+        raise ValueError(f"start of shape {tuple(start.shape)}: 'warm' needs a finite ({rows}, {rank}), rows by rank")
     if passes < 1:
         raise ValueError(f"passes = {passes}: take at least one power iteration")
-    if not torch.isfinite(matrix).all():
+    if not all(bound.isfinite() for bound in torch.aminmax(matrix)):  # one pass, and NaN is passed on
         raise ValueError(
             "the matrix holds NaN or infinity: find the step that made it (is the learning rate too large?)"
         )

@@ -34,6 +34,27 @@ def test_exact_is_the_span_of_the_leading_left_singular_vectors(rows, cols, data
     assert sine(found, np.linalg.svd(matrix)[0][:, :rank]) < 1e-12 * size  # rounding over a gap of 1/size
 
 
+@given(st.integers(2, 12), st.integers(2, 12), st.sampled_from(["exact", "randomized", "warm"]), st.data(), seeds)
+def test_the_right_side_is_the_left_one_of_the_transpose(rows, cols, method, data, seed):
+    matrix = torch.from_numpy(with_spectrum(rows, cols, np.geomspace(1, 0.1, min(rows, cols)), seed))
+    rank = data.draw(st.integers(1, min(rows, cols)))
+    start = matrix.mT[:, :rank] if method == "warm" else None
+    right = leading_subspace(matrix, rank, side="right", method=method, start=start)
+    left = leading_subspace(matrix.mT, rank, method=method, start=start)
+    assert right.shape == (cols, rank)
+    np.testing.assert_allclose((right * left).sum(0).abs(), np.ones(rank), atol=1e-9)
+
+
+@given(st.integers(1, 6), st.integers(1, 3), seeds)
+def test_warm_keeps_the_directions_of_its_start(rank, passes, seed):
+    """Singular vectors, each with a sign of its own and in another order than by size, are a fixed point."""
+    rng = np.random.default_rng(seed)
+    matrix = torch.from_numpy(with_spectrum(12, 9, np.geomspace(1, 0.5, 9), seed))
+    shuffled = torch.linalg.svd(matrix).U[:, rng.permutation(rank)] * torch.from_numpy(rng.choice([-1.0, 1.0], rank))
+    found = leading_subspace(matrix, rank, method="warm", start=shuffled, passes=passes)
+    np.testing.assert_allclose(found, shuffled, atol=1e-10)
+
+
 @given(st.integers(25, 60), st.integers(25, 60), st.integers(1, 8), st.integers(1, 3), st.floats(0.1, 0.9), seeds)
 def test_randomized_reaches_the_accuracy_that_its_docstring_promises(rows, cols, rank, passes, ratio, seed):
     """sin <= C (sigma_{rank+11} / sigma_rank)^(2 passes + 1), C of order the condition of a random matrix: 100."""

@@ -1,0 +1,75 @@
+"""What is refused, before any work is lost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from .bases import Moments, Projector, Refresh
+from .plan import Plan
+from .states import Precision
+
+CHOICES = {
+    "refresh": get_args(Refresh),
+    "moments": get_args(Moments),
+    "projector": get_args(Projector),
+    "state": get_args(Precision),
+    "convention": ("torch", "authors"),
+}
+
+
+def named(group: Mapping[str, Any], number: int) -> list[tuple[str, Tensor]]:
+    """A group's parameters with their names, or their places if it has none."""
+    names = group.get("param_names") or [f"parameter {i} of group {number}" for i in range(len(group["params"]))]
+    return list(zip(names, group["params"], strict=True))
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that does not exist, or two that do not go together."""
+    for name, choices in CHOICES.items():
+        if group[name] not in choices:
+            raise ValueError(f"{name} = {group[name]!r}: take one of {', '.join(choices)}")
+    for name in ("lr", "weight_decay"):
+        if group[name] is not None and not 0 <= group[name] < math.inf:
+            raise ValueError(f"{name} = {group[name]}: take a finite number >= 0")
+    for beta in group.get("betas", ()):
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
+    if group["lazy"] and group["refresh"] not in ("exact", "randomized"):
+        raise ValueError(
+            f"lazy = True with refresh = {group['refresh']!r}: it compares leading directions, which only 'exact' and "
+            "'randomized' put first"
+        )
+    if group["projector"] == "seed" and group["refresh"] != "random":
+        raise ValueError(
+            f"projector = 'seed' with refresh = {group['refresh']!r}: only 'random' bases can be drawn again"
+        )
+    if group["stochastic_rounding"] and any(p.dtype is torch.float16 for p in group["params"]):
+        raise ValueError("stochastic_rounding = True for float16 weights: take bfloat16, or leave it off")
+
+
+def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
+    """Raise ValueError for a gradient that cannot be used."""
+    name = plan.name if plan else f"a parameter of shape {tuple(gradient.shape)}"
+    if gradient.is_sparse:
+        raise ValueError(f"the gradient of {name} is sparse: take nn.Embedding(sparse=False)")
+    if due and not all(bound.isfinite() for bound in torch.aminmax(gradient)):
+        raise ValueError(
+            f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take "
+            "a smaller lr. Nothing was changed"
+        )
+
+
+def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if the saved states are of another rank, side or precision than ours."""
+    for number, (group, other) in enumerate(zip(ours, saved, strict=False)):
+        for key in ("rank", "proj_type", "state", "projector"):
+            default = {"proj_type": "std"}.get(key)
+            one, two = (found.get(key, default) for found in (group, other))
+            if one != two:
+                raise ValueError(
+                    f"the saved state has {key} = {two!r} in group {number}, this optimizer {one!r}: make it with the "
+                    "options of the run that is to go on, or begin anew"
+                )

@@ -1,0 +1,88 @@
+"""How one parameter's gradient is projected: read from its group once, and refused there if it cannot be."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+Side = Literal["std", "reverse_std", "left", "right", "full", "tucker"]
+"""galore-torch's proj_type, and tucker."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same at every step. `ranks` has what remains of each mode that is projected."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the gradient as it is projected: of kernels (out, in, ...) that are not Tucker's, (out, in * ...)."""
+    side: Side = "std"
+    """std projects the shorter side of a matrix, the right one if it is square; reverse_std the longer one."""
+    rank: int = 128
+    gap: int = 200
+    """Steps from one refresh of the subspace to the next."""
+    scale: float = 0.25
+    """alpha, times the update that comes back."""
+    offset: int = 0
+    """Steps by which its refreshes come earlier, so that not all parameters' fall on one step; 0 <= offset < gap."""
+
+    def __post_init__(self) -> None:
+        if self.side not in get_args(Side):
+            raise ValueError(f"proj_type = {self.side!r} of {self.name}: take one of {', '.join(get_args(Side))}")
+        if len(self.shape) < 2:
+            raise ValueError(
+                f"{self.name} of shape {self.shape} has one side only: leave it out of the groups that have a rank"
+            )
+        if not 1 <= self.rank <= self.widest:
+            raise ValueError(
+                f"rank = {self.rank} of {self.name}, whose gradient is {' x '.join(map(str, self.shape))}: take "
+                f"1 <= rank <= {self.widest}, or leave it out of the groups that have a rank"
+            )
+        if self.gap < 1 or not 0 <= self.offset < self.gap:
+            raise ValueError(f"update_proj_gap = {self.gap} of {self.name}: take 1 or more steps")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale = {self.scale} of {self.name}: take a finite number > 0")
+
+    @cached_property
+    def modes(self) -> tuple[int, ...]:
+        """Those that are projected."""
+        if self.side in ("full", "tucker"):
+            return (0, 1)
+        rows, columns = self.shape
+        shorter = 1 if rows >= columns else 0
+        return ({"std": shorter, "reverse_std": 1 - shorter, "left": 0, "right": 1}[self.side],)
+
+    @property
+    def widest(self) -> int:
+        """The largest rank that fits."""
+        if self.side == "tucker":  # a factor for each mode: `ranks` cuts the smaller one's
+            return max(self.shape[:2])
+        return min(self.shape)
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """By mode."""
+        return {mode: min(self.rank, self.shape[mode]) for mode in self.modes}
+
+    def due(self, step: int) -> bool:
+        """Whether the subspace is found anew before the update that follows `step` others."""
+        return step == 0 or (step + self.offset) % self.gap == 0
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """The parameter, or its gradient, in the shape that is projected: a view."""
+        return tensor.view(self.shape)
+
+
+def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0) -> Plan:
+    """The plan of a parameter of a group with the keys rank, update_proj_gap, scale (or alpha) and proj_type.
+
+    Raises ValueError for what does not fit the parameter's shape.
+    """
+    side, gap, scale = group["proj_type"], group["update_proj_gap"], group.get("alpha", group["scale"])
+    shape = tuple(parameter.shape)
+    if len(shape) > 2 and side != "tucker":
+        shape = (shape[0], parameter[0].numel())
+    return Plan(name, shape, side, group["rank"], gap, scale, offset)

@@ -1,0 +1,161 @@
+"""What happens to the part of the gradient that the subspace does not have, S = G - P P^T G.
+
+W a weight, R its core, N the direction in the subspace, alpha the scale, rate the learning rate:
+
+    galore       W <- W - rate alpha P N
+    fira         W <- W - rate alpha (P N + S diag k)
+    fira, code   W <- W - rate (alpha P N + (G - alpha P R) diag k)
+    apollo       W <- W - rate alpha^1/2 G diag k
+    frugal       W <- W - rate (alpha P N + s sign S)
+
+with k_j = |N_j| / |R_j| for each column j of the long side, or one k for the matrix (APOLLO-Mini), and the norm of the
+term with k held to 1.01 times its last one (Fira's limiter). None of them forms a matrix of W's size but Frugal.
+
+Zhao et al. 2024 (GaLore, arXiv 2403.03507), Algorithm 2; Chen et al. 2024 (Fira, arXiv 2410.01623), Algorithm 1, and
+their code, which leaks (1 - alpha) P R into S; Zhu et al. 2024 (APOLLO, arXiv 2412.05270), Algorithm 1; Zmushko et al.
+2024 (Frugal, arXiv 2411.07837).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .inner import Direction
+from .plan import Plan
+from .projection import Bases, back
+from .states import State
+
+GROWTH = 1.01  # gamma, the most by which the residual's norm may grow in a step
+TINY = 1e-8  # beside norms that may be zero
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One parameter's step: what a rule may use."""
+
+    weight: Tensor
+    """In the plan's shape, changed in place."""
+    gradient: Tensor
+    core: Tensor
+    direction: Direction
+    bases: Bases
+    plan: Plan
+    state: State
+    shrink: float = 1.0
+    """What decay leaves of the weight, 1 - lr weight_decay."""
+    kept: float = 1.0
+    """What decay leaves of the update: as much if it comes after it, else all."""
+
+    @property
+    def rate(self) -> float:
+        """Of the update, what decay leaves of it included."""
+        return self.direction.rate * self.kept
+
+
+class Residual(Protocol):
+    """A rule; `needs_gradient` is false if it makes do with the core."""
+
+    needs_gradient: bool
+
+    def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
+        """Change the weight."""
+        ...
+
+
+class Dropped:
+    """GaLore's: what the subspace does not have is gone."""
+
+    needs_gradient = False
+
+    def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
+        """W <- W - rate alpha P N."""
+        descend(seen, seen.direction.core, seen.rate * seen.plan.scale)
+
+
+class Scaled:
+    """Fira's: it follows with the step that Adam takes in the subspace for as large a gradient."""
+
+    needs_gradient = True
+
+    def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
+        """With |S_j|^2 = |G_j|^2 - |R_j|^2, which are orthogonal, S itself is never formed."""
+        mode, alpha = seen.plan.modes[0], seen.plan.scale
+        leak, outside, correction = 1.0, alpha, seen.direction.rate / seen.direction.lr if seen.direction.lr else 1.0
+        if group["variant"] == "code":  # which also compares norms without the bias correction
+            leak, outside, correction = alpha, 1.0, 1.0
+        factors = _ratio(seen.direction.core, seen.core, mode)
+        inside = torch.linalg.vector_norm(seen.core, dim=mode, keepdim=True).square_()
+        whole = torch.linalg.vector_norm(seen.gradient, dim=mode, keepdim=True, dtype=inside.dtype).square_()
+        norms = (whole - (2 * leak - leak**2) * inside).clamp_(min=0).sqrt_() * factors
+        factors *= _limited(seen.state, correction * torch.linalg.vector_norm(norms))
+        descend(seen, seen.direction.core.sub_(factors * seen.core), seen.rate * alpha)
+        _subtract(seen, factors, seen.rate * outside)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """APOLLO's: the gradient itself, with the step that Adam takes in the subspace for as large a column."""
+
+    by: Literal["channel", "tensor"] = "channel"
+    needs_gradient = True
+
+    def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
+        """W <- W - rate alpha^1/2 G diag k."""
+        mode = seen.plan.modes[0] if self.by == "channel" else None
+        factors = _ratio(seen.direction.core, seen.core, mode)
+        norms = torch.linalg.vector_norm(seen.gradient, dim=mode, keepdim=True, dtype=factors.dtype) * factors
+        factors *= _limited(seen.state, torch.linalg.vector_norm(norms))
+        seen.weight.mul_(seen.shrink)
+        _subtract(seen, factors, seen.rate * seen.plan.scale**0.5)
+
+
+class Signed:
+    """Frugal's: sign descent outside the subspace, which needs no state."""
+
+    needs_gradient = True
+
+    def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
+        """W <- W - rate (alpha P N + s sign S); at full rank S is rounding, and left out."""
+        if all(basis.shape[0] == basis.shape[1] for basis in seen.bases.values()):
+            descend(seen, seen.direction.core, seen.rate * seen.plan.scale)
+            return
+        signs = (seen.gradient - back(seen.core.to(seen.gradient.dtype), seen.bases)).sign_()
+        descend(seen, seen.direction.core, seen.rate * seen.plan.scale)
+        rate = seen.direction.lr * seen.kept * group["residual_scale"]
+        seen.weight.sub_(signs.to(seen.weight.dtype), alpha=rate)
+
+
+def descend(seen: Seen, core: Tensor, rate: float) -> None:
+    """W <- shrink W - rate back(core), for one mode of a matrix in one pass."""
+    bases, weight = seen.bases, seen.weight
+    if len(bases) == 1 and weight.ndim == 2:
+        ((mode, basis),) = bases.items()
+        weight.addmm_(*((basis, core) if mode == 0 else (core, basis.mT)), beta=seen.shrink, alpha=-rate)
+    else:
+        weight.mul_(seen.shrink).sub_(back(core, bases), alpha=rate)
+
+
+def _subtract(seen: Seen, factors: Tensor, rate: float) -> None:
+    """W <- W - rate G diag k."""
+    seen.weight.addcmul_(seen.gradient.to(seen.weight.dtype), factors, value=-rate)
+
+
+def _ratio(direction: Tensor, core: Tensor, mode: int | None) -> Tensor:
+    """k = |N| / |R| along the mode that is projected, or of everything."""
+    one, other = (torch.linalg.vector_norm(t, dim=mode, keepdim=True) for t in (direction, core))
+    return one / (other + TINY)
+
+
+def _limited(state: State, norm: Tensor) -> Tensor:
+    """The factor that keeps the term's norm below GROWTH times its last one, which is kept as it then is.
+
+    A term of zero says nothing, and changes nothing: otherwise one batch without a gradient would silence the residual
+    for two thousand steps.
+    """
+    before = state.get("limiter", torch.full_like(norm, torch.inf))
+    factor = torch.where(norm > 0, (GROWTH * (before + TINY) / norm).clamp(max=1), 1.0)
+    state["limiter"] = torch.where(norm > 0, norm * factor, before)
+    return factor
