@@ -21,6 +21,7 @@ from figures.claims import Claim
 from lm_experiments.comparison import scores
 from lm_experiments.experiments import recorded
 from lm_experiments.records import Record
+from lm_experiments.runs import FineTune
 from sims.sweep import Sweep, in_process
 
 METHODS = ("compressed", "narrow", "wide", "lora")
@@ -89,7 +90,7 @@ def data(spec: Spec, sweep: Sweep = in_process) -> Data:
         steps,
         np.array([[_smoothed(run.found["losses"]) for run in rows] for rows in runs]),
         np.array([[at[(method,)] for at in after] for method in METHODS]),
-        np.array([[_padded(run) for run in rows] for rows in runs]),
+        np.array([[_spectra(run) for run in rows] for rows in runs]),
         np.array([[_cosines(rows, step) for step in steps[1:]] for rows in runs]),
     )
 
@@ -98,11 +99,11 @@ def _smoothed(losses: list[float]) -> Float64[np.ndarray, " windows"]:
     return np.array(losses[: len(losses) // WINDOW * WINDOW]).reshape(-1, WINDOW).mean(axis=1)
 
 
-def _padded(run: Record) -> Float64[np.ndarray, "layers kept"]:
+def _spectra(run: Record[FineTune]) -> Float64[np.ndarray, "layers kept"]:
     return np.array([*run.found["spectra"].values()])
 
 
-def _cosines(runs: list[Record], step: int) -> tuple[float, float]:
+def _cosines(runs: list[Record[FineTune]], step: int) -> tuple[float, float]:
     kept = [run.found["cosines"].get(str(step)) for run in runs]
     smallest, largest = (float(np.mean([at[name] for at in kept if at])) for name in ("smallest", "largest"))
     return smallest, largest

@@ -1,7 +1,6 @@
 """From a spec to an optimizer, and what its state weighs."""
 
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,43 +8,30 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
+from lowdim.optimizers import Apollo, ApolloMini, FiraAdamW, Frugal, GaLoreAdamW, parameter_groups
 
 CLASSES = {
-    "galore": "GaLoreAdamW",
-    "fira": "FiraAdamW",
-    "apollo": "Apollo",
-    "apollo-mini": "ApolloMini",
-    "frugal": "Frugal",
+    "galore": GaLoreAdamW,
+    "fira": FiraAdamW,
+    "apollo": Apollo,
+    "apollo-mini": ApolloMini,
+    "frugal": Frugal,
 }
-"""In lowdim.optimizers, by what a spec calls them."""
 
 
 def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """The spec's, of all of the model that trains; targets in its low-rank part, all else in plain Adam at the same lr.
 
-    Call it after the model is on its device and shared among the processes. Raises ValueError if this version has no
-    such optimizer, or the optimizer refuses the model.
+    Call it after the model is on its device and shared among the processes. Raises ValueError if the optimizer
+    refuses the model.
     """
     if spec.optimizer in DENSE:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return AdamW(trained, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
-    ours = _ours(spec)
-    groups = ours.parameter_groups(model, rank=spec.rank, update_proj_gap=spec.gap, scale=spec.scale)
-    how = {"refresh": spec.refresh, "moments": spec.moments, "state": spec.state, "weight_decay": spec.weight_decay}
-    found: Optimizer = getattr(ours, CLASSES[spec.optimizer])(groups, lr=spec.lr, **how)
-    return found
-
-
-def _ours(spec: OptimizerSpec) -> Any:
-    try:
-        return import_module("lowdim.optimizers")
-    except ModuleNotFoundError as error:
-        if error.name != "lowdim.optimizers":
-            raise
-        raise ValueError(
-            f"optimizer = {spec.optimizer!r}: this version of lowdim has no lowdim.optimizers; take a newer one, or "
-            f"one of {', '.join(DENSE)}"
-        ) from error
+    groups = parameter_groups(model, rank=spec.rank, update_proj_gap=spec.gap, scale=spec.scale)
+    random = {"refresh": "random"} if spec.optimizer.startswith("apollo") else {"refresh": spec.refresh}
+    how = {**random, "moments": spec.moments, "state": spec.state, "weight_decay": spec.weight_decay}
+    return CLASSES[spec.optimizer](groups, lr=spec.lr, **how)
 
 
 def state_bytes(optimizer: Optimizer) -> int:

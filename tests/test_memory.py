@@ -22,8 +22,8 @@ from lm_experiments.conventions import (
 )
 from lm_experiments.factored import factored
 from lm_experiments.memory import Memory, _target, meta, parts, report, states, stored
-from lm_experiments.optimize import optimizer, state_bytes
-from tests.test_pretrain import low_rank, of
+from lm_experiments.optimize import CLASSES, optimizer, state_bytes
+from tests.test_pretrain import of
 from tests.tiny_texts import spec
 
 
@@ -60,7 +60,7 @@ def test_the_report_is_what_is_in_memory(name):
     assert sum(said[kind].bytes for kind in kinds) == state_bytes(found)
 
 
-@pytest.mark.parametrize("name", low_rank)
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_report_of_low_rank_states_is_what_is_in_memory(name):
     """Moments and projectors to the byte; what else there is weighs a few bytes a matrix."""
     what = of(name)

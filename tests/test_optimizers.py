@@ -186,8 +186,11 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def model_and_optimizer(kind: str, dtype=torch.float32, **options):
-    parameters = [layer(12, 8, dtype=dtype), layer(8, 12, dtype=dtype, seed=1), layer(5, dtype=dtype, seed=2)]
-    groups = [{"params": parameters[:2], "rank": 3, "update_proj_gap": 4}, {"params": parameters[2:]}]
+    large = (70, 64, 4200) if options.get("state") == "8bit" else (12, 8, 5)  # smaller ones are not in 8 bits
+    parameters = [layer(*large[:2], dtype=dtype), layer(*large[1::-1], dtype=dtype, seed=1)]
+    parameters.append(layer(large[2], dtype=dtype, seed=2))
+    rank = 60 if options.get("state") == "8bit" else 3
+    groups = [{"params": parameters[:2], "rank": rank, "update_proj_gap": 4}, {"params": parameters[2:]}]
     return parameters, KINDS[kind](groups, **options)
 
 
@@ -201,7 +204,15 @@ def steps(parameters, optimizer, first: int, count: int) -> None:
 @each_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "options", [{}, {"state": "bf16", "projector": "bf16"}, {"stochastic_rounding": True}, {"moments": "reset"}]
+    "options",
+    [
+        {},
+        {"state": "8bit"},
+        {"state": "8bit", "codec": "dynamic", "convention": "authors"},
+        {"state": "bf16", "projector": "bf16"},
+        {"stochastic_rounding": True},
+        {"moments": "reset"},
+    ],
 )
 def test_a_run_resumed_from_a_file_goes_on_bit_for_bit(kind, dtype, options):
     """Also through weights_only, which takes tensors alone."""
@@ -388,16 +399,16 @@ def test_turned_moments_are_those_that_the_new_subspace_would_have_seen():
 
 
 def test_begun_again_moments_are_those_of_a_new_optimizer():
+    options = {"moments": "reset", "stagger": False, "refresh": "exact"}
     parameter = layer(9, 5)
-    optimizer = GaLoreAdamW([{"params": [parameter], "rank": 2, "update_proj_gap": 3}], moments="reset", stagger=False)
+    optimizer = GaLoreAdamW([{"params": [parameter], "rank": 2, "update_proj_gap": 3}], **options)
     steps([parameter], optimizer, 0, 3)
     fresh = nn.Parameter(parameter.detach().clone())
-    other = GaLoreAdamW([{"params": [fresh], "rank": 2, "update_proj_gap": 3}], moments="reset", stagger=False,
-                        refresh="warm")  # fmt: skip
-    other.state[fresh]["P1"] = optimizer.state[parameter]["P1"].clone()
+    other = GaLoreAdamW([{"params": [fresh], "rank": 2, "update_proj_gap": 3}], **options)
     steps([parameter], optimizer, 3, 3)
     steps([fresh], other, 3, 3)
     torch.testing.assert_close(parameter, fresh, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(parameter, layer(9, 5))
 
 
 def test_lazy_gaps_double_when_the_leading_direction_stays():
@@ -425,6 +436,41 @@ def test_bases_in_few_bits_lose_few_digits(projector):
     assert ours.state[parameter]["P1"].element_size() == {"bf16": 2, "int8": 1}[projector]
     change, expected = parameter - layer(40, 24), exact - layer(40, 24)
     assert 1e-5 < torch.linalg.norm(change - expected) / torch.linalg.norm(expected) < 0.05
+
+
+# ---- 8 bits
+
+
+@pytest.mark.parametrize("convention", ["torch", "authors"])
+@pytest.mark.parametrize("codec", ["power", "dynamic"])
+@pytest.mark.parametrize("kind", ["galore", "fira", "apollo"])
+def test_moments_of_a_byte_step_as_those_of_four(kind, codec, convention):
+    """The first step is exact, since it is made from moments that are not coded yet."""
+    steps_made = []
+    for state in ("fp32", "8bit"):
+        parameters, optimizer = [layer(96, 80), layer(5000, seed=2)], None
+        groups = [{"params": parameters[:1], "rank": 48, "update_proj_gap": 3}, {"params": parameters[1:]}]
+        optimizer = KINDS[kind](groups, lr=0.01, state=state, codec=codec, convention=convention, weight_decay=0.1)
+        made = []
+        for step in range(8):
+            steps(parameters, optimizer, step, 1)
+            made.append([parameter.detach().clone() for parameter in parameters])
+        steps_made.append(made)
+        for parameter in parameters:
+            assert optimizer.state[parameter]["exp_avg"].element_size() == {"fp32": 4, "8bit": 1}[state]
+    for index, begin in enumerate((layer(96, 80), layer(5000, seed=2))):
+        first, last = ([made[step][index] - begin.detach() for made in steps_made] for step in (0, -1))
+        torch.testing.assert_close(*first, rtol=1e-5, atol=1e-7)
+        assert 1e-5 < torch.linalg.norm(last[0] - last[1]) / torch.linalg.norm(last[0]) < 0.1
+
+
+def test_states_of_a_byte_hold_a_byte_and_a_scale_for_each_block():
+    parameter = layer(96, 80)
+    optimizer = GaLoreAdamW([{"params": [parameter], "rank": 48}], state="8bit")
+    steps([parameter], optimizer, 0, 3)
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in optimizer.state[parameter].values()}
+    blocks = -(-48 * 96 // 256)
+    assert sum(held.values()) == 4 + 4 * 80 * 48 + 2 * (48 * 96 + 4 * blocks)
 
 
 # ---- half precision

@@ -1,10 +1,8 @@
 """Pre-training: the loop is a plain one, resumable bit for bit; the arms are what they say; what is recorded."""
 
-import importlib.util
 import json
 import math
 import subprocess
-import sys
 import types
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from rich.console import Console
 from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from lm_experiments import checkpoints, llama, optimize, records
+from lm_experiments import checkpoints, llama, records
 from lm_experiments.__main__ import main
 from lm_experiments.experiments import grid
 from lm_experiments.factored import factored
@@ -34,12 +32,6 @@ from tests.test_finetune import assert_equal, stopping
 from tests.tiny_models import made, without_time
 from tests.tiny_texts import HERE, run, spec, written
 from tests.two_pretrainings import RUNS
-
-WITHOUT = importlib.util.find_spec("lowdim.optimizers") is None
-low_rank = [
-    pytest.param(name, marks=pytest.mark.skipif(WITHOUT, reason="lowdim.optimizers is not there yet"))
-    for name in CLASSES
-]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +126,7 @@ def test_every_kind_of_run_goes_on_bit_for_bit(folder, tmp_path, changes):
     check_resuming(spec(**changes), folder, tmp_path, (1, 4))
 
 
-@pytest.mark.parametrize("name", low_rank)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("changes", [{}, {"refresh": "warm", "moments": "rotate"}, {"state": "8bit"}], ids=str)
 def test_a_low_rank_run_stopped_before_after_and_at_a_refresh_goes_on_bit_for_bit(folder, tmp_path, name, changes):
     check_resuming(of(name, **changes), folder, tmp_path, (1, 3, 4))
@@ -248,38 +240,21 @@ def test_in_bf16_all_is_but_the_frequencies_of_positions(folder, tmp_path):
     np.testing.assert_allclose(losses[1:], losses[[0, 0]], rtol=0.03)
 
 
-def test_low_rank_optimizers_are_asked_for_by_the_agreed_names(monkeypatch):
-    """The seam, while both sides are being built: names and arguments."""
-    asked = {}
-
-    def parameter_groups(model, **options):
-        return [{"params": list(model.parameters()), **options}]
-
-    def made_of(name):
-        return lambda groups, **options: asked.update({name: (groups, options)})
-
-    fake = types.SimpleNamespace(parameter_groups=parameter_groups, **{n: made_of(n) for n in CLASSES.values()})
-    monkeypatch.setitem(sys.modules, "lowdim.optimizers", fake)
-    model = nn.Linear(3, 3)
-    for name in CLASSES:
-        optimizer(model, of(name, refresh="warm", moments="rotate", state="8bit", lr=0.3))
-        groups, options = asked[CLASSES[name]]
-        expected = {"rank": 1, "scale": 128.0} if name == "apollo-mini" else {"rank": 4, "scale": 0.25}
-        assert {key: groups[0][key] for key in ("rank", "update_proj_gap", "scale")} == {
-            "update_proj_gap": 3,
-            **expected,
-        }
-        assert options == {"lr": 0.3, "refresh": "warm", "moments": "rotate", "state": "8bit", "weight_decay": 0.0}
+def test_a_spec_makes_the_optimizer_that_it_says(folder):
+    body, _ = started(spec(), folder)
+    for name, kind in CLASSES.items():
+        made_of = optimizer(body, of(name, refresh="randomized", moments="reset", state="8bit", lr=0.3))
+        assert type(made_of) is kind
+        group, expected = made_of.param_groups[0], {"rank": 4, "scale": 0.25, "refresh": "randomized"}
+        if name.startswith("apollo"):
+            expected["refresh"] = "random"
+        if name == "apollo-mini":
+            expected |= {"rank": 1, "scale": 128.0}
+        expected |= {"update_proj_gap": 3, "moments": "reset", "state": "8bit", "lr": 0.3, "weight_decay": 0.0}
+        assert {key: group[key] for key in expected} == expected
+        projected = {name for name, p in body.named_parameters() if p in made_of.plans}
+        assert projected == {n for n, _ in body.named_parameters() if "attn" in n or "mlp" in n}
     assert set(CLASSES) | set(DENSE) == set(OPTIMIZERS)
-
-
-def test_without_low_rank_optimizers_the_error_says_so(monkeypatch):
-    def absent(name):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(optimize, "import_module", absent)
-    with pytest.raises(ValueError, match=r"optimizer = 'fira': this version of lowdim has no lowdim\.optimizers"):
-        optimizer(nn.Linear(3, 3), of("fira"))
 
 
 # ---- what is recorded

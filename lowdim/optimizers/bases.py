@@ -20,6 +20,7 @@ from .states import State, read, write
 Refresh = Literal["exact", "randomized", "warm", "random"]
 Moments = Literal["keep", "rotate", "reset"]
 Projector = Literal["fp32", "bf16", "int8", "seed"]
+TINY = 1e-30  # beside scales of columns that may be zero
 ALIKE, TIMES = 0.4, 5  # Q-GaLore: |cos| between leading directions that counts as unchanged, and how often in a row
 
 
@@ -36,7 +37,7 @@ def refresh(state: State, gradient: Tensor, plan: Plan, step: int, group: Mappin
     gradient: in the plan's shape, not zero. Raises ValueError for one that is not finite.
     """
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    before = held(state, plan, wide.dtype, wide.device)
+    before = held(state, plan, wide.dtype, wide.device) if step else {}
     if group["projector"] == "seed":
         state["drawn"] = torch.tensor(step)
         after = held(state, plan, wide.dtype, wide.device)
@@ -44,15 +45,31 @@ def refresh(state: State, gradient: Tensor, plan: Plan, step: int, group: Mappin
         after = {mode: _basis(wide, plan, mode, step, before, group) for mode in plan.modes}
         for mode, basis in after.items():
             _encode(state, f"P{mode}", basis, group["projector"])
+    if group["moments"] == "reset":
+        state["begun"] = torch.tensor(float(step))
     if before:
-        _turn(state, before, after, step, group, inner)
+        _turn(state, before, after, group, inner)
     if group["lazy"]:
         _postpone(state, before, after, plan)
 
 
+def prepare(state: State, gradient: Tensor, plan: Plan, group: Mapping[str, Any]) -> None:
+    """All that `refresh` keeps, in bases of zeros: checkpoints ask for the shapes of a state before its first step."""
+    if group["projector"] == "seed":
+        state["drawn"] = torch.tensor(0)
+    else:
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        for mode, rank in plan.ranks.items():
+            _encode(state, f"P{mode}", gradient.new_zeros(plan.shape[mode], rank, dtype=wide), group["projector"])
+    if group["moments"] == "reset":
+        state["begun"] = torch.tensor(0.0)
+    if group["lazy"]:
+        state["gap"], state["stayed"] = torch.tensor(plan.gap), torch.tensor(0)
+
+
 def due(state: State, plan: Plan, step: int) -> bool:
     """Whether the subspace is found anew before the update that follows `step` others."""
-    if "gap" in state:
+    if "gap" in state and step:
         return bool((step + plan.offset) % int(state["gap"]) == 0)
     return plan.due(step)
 
@@ -68,10 +85,8 @@ def _basis(wide: Tensor, plan: Plan, mode: int, step: int, before: Bases, group:
     return leading_subspace(matrix, rank, side=side, method=method, passes=1)  # type: ignore[arg-type]
 
 
-def _turn(state: State, before: Bases, after: Bases, step: int, group: Mapping[str, Any], inner: Inner) -> None:
+def _turn(state: State, before: Bases, after: Bases, group: Mapping[str, Any], inner: Inner) -> None:
     """The moments in the new bases: as they are, rotated, or begun again."""
-    if group["moments"] == "reset":
-        state["begun"] = torch.tensor(float(step))
     turn = rotation(before, after) if group["moments"] == "rotate" else {}
     for name, squared in inner.moments.items() if group["moments"] != "keep" else ():
         if name in state:
@@ -102,7 +117,7 @@ def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> Non
     if projector == "int8":
         scales = basis.abs().amax(0)
         state[f"{name}_scales"] = scales
-        state[name] = (basis / scales * 127).round_().to(torch.int8)
+        state[name] = (basis / scales.clamp(min=TINY) * 127).round_().to(torch.int8)
     else:
         basis = basis.mT.contiguous().mT  # column by column: products with few columns are up to a third faster
         state[name] = basis.to(torch.bfloat16) if projector == "bf16" else basis

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from ..quantization.moments import CODECS
 from .bases import Moments, Projector, Refresh
 from .plan import Plan
 from .states import Precision
@@ -16,6 +17,7 @@ CHOICES = {
     "moments": get_args(Moments),
     "projector": get_args(Projector),
     "state": get_args(Precision),
+    "codec": tuple(CODECS),
     "convention": ("torch", "authors"),
 }
 
@@ -65,7 +67,7 @@ def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
 def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError if the saved states are of another rank, side or precision than ours."""
     for number, (group, other) in enumerate(zip(ours, saved, strict=False)):
-        for key in ("rank", "proj_type", "state", "projector"):
+        for key in ("rank", "proj_type", "state", "codec", "projector"):
             default = {"proj_type": "std"}.get(key)
             one, two = (found.get(key, default) for found in (group, other))
             if one != two:

@@ -30,7 +30,9 @@ class Options(TypedDict, total=False):
     lazy: bool
     """Double a gap when the leading direction has not changed five times (Q-GaLore); False."""
     state: Precision
-    """Of the moments: "fp32" (float64 for float64 weights), "bf16"."""
+    """Of the moments: "fp32" (float64 for float64 weights), "bf16", or "8bit" (of 4096 elements and more)."""
+    codec: Literal["power", "dynamic"]
+    """Of 8-bit moments: "power", our own (lowdim.quantization), or "dynamic", whose codes are those of bitsandbytes."""
     projector: Projector
     """Of the bases: "fp32", "bf16", "int8"; "seed" keeps none and draws random ones again at every step."""
     convention: Literal["torch", "authors"]
@@ -45,6 +47,7 @@ SHARED: Options = {
     "stagger": True,
     "lazy": False,
     "state": "fp32",
+    "codec": "power",
     "projector": "fp32",
     "convention": "torch",
     "stochastic_rounding": False,

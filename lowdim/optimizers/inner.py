@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .states import State, begun, write
+from ..quantization.moments import CODECS, adam8bit_
+from .states import State, begun, in_bytes, in_place, write
 
 
 class Direction(NamedTuple):
@@ -46,15 +47,30 @@ class Adam:
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of AdamW; its decay is the pipeline's."""
-        (beta1, beta2), (first, second) = group["betas"], (begun(state, name, core, group) for name in self.moments)
+        beta1, beta2 = group["betas"]
+        root, whole = math.sqrt(1 - beta2 ** (step + 1)), 1 - beta1 ** (step + 1)
+        behind = group["convention"] == "torch" and group["correct_bias"]
+        rate = group["lr"] * (root / whole if group["correct_bias"] else 1.0)
+        if in_bytes(core, group):
+            found = self._in_bytes(state, core, step, group, group["eps"] / (1.0 if behind else root))
+            return Direction(found.mul_(whole / root), rate, group["lr"])
+        first, second = (begun(state, name, core, group) for name in self.moments)
         first.lerp_(core, 1 - beta1)
         second.mul_(beta2).addcmul_(core, core, value=1 - beta2)
         write(state, "exp_avg", first, group)
         write(state, "exp_avg_sq", second, group)
-        root = math.sqrt(1 - beta2 ** (step + 1)) if group["correct_bias"] else 1.0
-        correction = root / (1 - beta1 ** (step + 1)) if group["correct_bias"] else 1.0
-        eps = group["eps"] * (root if group["convention"] == "torch" else 1.0)
-        return Direction(first / second.sqrt().add_(eps), group["lr"] * correction, group["lr"])
+        return Direction(first / second.sqrt().add_(group["eps"] * (root if behind else 1.0)), rate, group["lr"])
+
+    def _in_bytes(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], eps: float) -> Tensor:
+        """c N; the moments are never whole in float32."""
+        codec = CODECS[group["codec"]]
+        if "exp_avg" not in state:
+            for name, zeros in zip(self.moments, codec.zeros(core), strict=True):
+                state[name], state[f"{name}_scales"] = zeros.codes, zeros.scales
+        found = torch.empty_like(core, memory_format=torch.contiguous_format)
+        first, second = (in_place(state, name) for name in self.moments)
+        adam8bit_(found, core, first, second, step + 1, betas=group["betas"], eps=eps, codec=codec)
+        return found
 
 
 class Momentum:

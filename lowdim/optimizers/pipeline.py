@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .bases import due, held, refresh
+from .bases import due, held, prepare, refresh
 from .checks import check, check_gradient, check_same_plan, named
 from .inner import Direction, Inner
 from .plan import Plan, planned
@@ -83,7 +83,7 @@ class LowRank(Optimizer):
     def due(self, parameter: Tensor) -> bool:
         """Whether the parameter's next update finds its subspace anew, which takes the whole gradient."""
         plan, state = self.plans.get(parameter), self.state[parameter]
-        return plan is not None and (not begun(state) or due(state, plan, steps(state)))
+        return plan is not None and due(state, plan, steps(state))
 
     def check(self, parameter: Tensor) -> None:
         """Raise ValueError for a gradient that is sparse, or not finite where it is due to be decomposed."""
@@ -98,7 +98,7 @@ class LowRank(Optimizer):
             if plan is None:
                 self._plain(state, weight, parameter.grad, step, group)  # type: ignore[arg-type]
             elif not self._projected(state, weight, parameter.grad, step, group, plan):
-                return
+                step = -1
         state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
 
     @torch.no_grad()
@@ -111,10 +111,11 @@ class LowRank(Optimizer):
         assert gradient is not None
         parameter.grad = None
         seen = plan.seen(gradient)
-        if (first or not begun(state)) and self.due(parameter) and seen.any():
+        if not seen.any():
+            return
+        if self.due(parameter) and (first or (not steps(state) and "core" not in state)):
             refresh(state, seen, plan, steps(state), group, self.inner)
-        if begun(state):
-            self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
+        self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
 
     def accumulate(self, parameter: Tensor, core: Tensor) -> None:
         """Add a core to what the next update takes in place of the gradient's."""
@@ -155,21 +156,22 @@ class LowRank(Optimizer):
     def _projected(
         self, state: State, weight: Tensor, gradient: Tensor | None, step: int, group: dict[str, Any], plan: Plan
     ) -> bool:
-        """False if there is no subspace yet and the gradient, being zero, gives none: nothing happens then."""
-        work, seen, core = plan.seen(weight), plan.seen(weight), state.pop("core", None)
-        if gradient is not None:
-            seen = plan.seen(gradient)
-            if core is None and due(state, plan, step) and seen.any():
+        """False if there is no subspace yet and the gradient, being zero, gives none: the weight waits for one."""
+        work, core = plan.seen(weight), state.pop("core", None)
+        seen = work if gradient is None else plan.seen(gradient)  # only rules that need it look at it
+        waits = False
+        if core is None and due(state, plan, step):
+            waits = not seen.any() and not step
+            if waits:
+                prepare(state, seen, plan, group)
+            elif seen.any():
                 refresh(state, seen, plan, step, group, self.inner)
-        if not begun(state):
-            return False
         bases = held(state, plan, work.dtype, work.device)
-        core = project(seen, bases) if core is None else core
-        direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
-        self.rule(
-            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *_decayed(group, direction)), group
-        )
-        return True
+        core = (project(seen, bases) if core is None else core).to(work.dtype)
+        direction = self.inner(state, core, step - int(state.get("begun", 0)), group, work)
+        left = (1.0, 1.0) if waits else _decayed(group, direction)
+        self.rule(Seen(work, seen, core, direction, bases, plan, state, *left), group)
+        return not waits
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every tensor keeps its own dtype: 8-bit codes and float32 moments of bfloat16 weights.
@@ -194,11 +196,6 @@ class LowRank(Optimizer):
     def _replan(self) -> None:
         plans = (self._planned(group, number) for number, group in enumerate(self.param_groups))
         self.plans = {parameter: plan for found in plans for parameter, plan in found.items()}
-
-
-def begun(state: State) -> bool:
-    """Whether there is a subspace."""
-    return not state.keys().isdisjoint(("P0", "P1", "drawn"))
 
 
 def steps(state: State) -> int:

@@ -1,7 +1,7 @@
 """GaLore and Fira against the packages of their authors, on the projected weights of the paper's 60M LLaMA.
 
-The packages are bench extras: what is not installed is left out. A refresh is timed as a step at which every subspace is
-due, less a step at which none is; the columns T spread it over the gap.
+What is not installed is left out. A refresh is timed as a step at which every subspace is due, less a step at which
+none is; the columns T spread it over the gap.
 """
 
 import importlib
@@ -118,7 +118,9 @@ def _storages(values: Iterable[Any]) -> Iterable[torch.UntypedStorage]:
             yield from _storages(vars(value).values())
 
 
-def report(rounds: int, sizes: tuple[Size, ...] = (Size(rank=128), Size(), Size(rank=8))) -> tuple[list[Any], list[str]]:
+def report(
+    rounds: int, sizes: tuple[Size, ...] = (Size(rank=128), Size(), Size(rank=8))
+) -> tuple[list[Any], list[str]]:
     """A table, and what was aimed at."""
     names = [*makers()]
     shown = table(
