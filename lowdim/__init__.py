@@ -3,6 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 from .narrow import Narrow, compress, spectral
+from .optimizers import (
+    Apollo,
+    ApolloMini,
+    FiraAdamW,
+    Frugal,
+    GaLoreAdafactor,
+    GaLoreAdamW,
+    GaLoreSGD,
+    galore_backward,
+    layerwise,
+    parameter_groups,
+)
 from .refresh import refresh
 from .subspace import leading_subspace, principal_angles
 
@@ -11,7 +23,24 @@ if TYPE_CHECKING:
     from .adapters import deep_lora_parameter_groups as deep_lora_parameter_groups
     from .adapters import initialize_deep_lora_weights as initialize_deep_lora_weights
 
-__all__ = ["Narrow", "compress", "leading_subspace", "principal_angles", "refresh", "spectral"]
+__all__ = [
+    "Apollo",
+    "ApolloMini",
+    "FiraAdamW",
+    "Frugal",
+    "GaLoreAdafactor",
+    "GaLoreAdamW",
+    "GaLoreSGD",
+    "Narrow",
+    "compress",
+    "galore_backward",
+    "layerwise",
+    "leading_subspace",
+    "parameter_groups",
+    "principal_angles",
+    "refresh",
+    "spectral",
+]
 
 ADAPTERS = ("DeepLoraConfig", "deep_lora_parameter_groups", "initialize_deep_lora_weights")
 """Not in __all__, because they need PEFT, and everything in it needs torch alone."""

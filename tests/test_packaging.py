@@ -97,14 +97,8 @@ def test_readme_snippet_runs_from_the_wheel_and_prints_what_the_readme_says(stra
     assert run(stranger, snippet) == printed
 
 
-def test_fine_tuning_snippet_of_the_readme_runs_from_the_wheel_with_its_peft_extra(wheel, tmp_path):
-    text = (ROOT / "README.md").read_text()
-    snippet = re.search(r"## Use it in your fine-tuning\n.*?```python\n(.*?)```", text, re.S)[1]
-    extra = {Requirement(requirement).name for requirement in PROJECT["optional-dependencies"]["peft"]}
-    python = environment(wheel, tmp_path / "env", {"torch", *extra})
-    begin = f"""
+LLAMA = """
 import os, torch, warnings
-os.chdir({str(tmp_path)!r})
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.manual_seed(0)
 config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
@@ -115,13 +109,38 @@ ids = torch.randint(50, (4, 8))
 loader = [dict(input_ids=ids, labels=ids)] * 200
 before = model(**loader[0]).loss.item()
 """
+
+
+def snippet(heading: str) -> str:
+    """The first program below a heading of the README."""
+    return re.search(rf"## {heading}\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+
+
+@pytest.fixture(scope="module")
+def tuner(wheel, tmp_path_factory) -> Path:
+    """A Python that has the wheel and what its extra peft brings."""
+    extra = {Requirement(requirement).name for requirement in PROJECT["optional-dependencies"]["peft"]}
+    return environment(wheel, tmp_path_factory.mktemp("tuner") / "env", {"torch", *extra})
+
+
+def test_fine_tuning_snippet_of_the_readme_runs_from_the_wheel_with_its_peft_extra(tuner, tmp_path):
     end = """
 import lowdim.adapters
 again = lowdim.adapters.load(base, "adapter")
 after, loaded = (m(**loader[0]).loss.item() for m in (model, again))
 print(after < 0.9 * before, abs(after - loaded) < 1e-4, type(model).__name__)
 """
-    assert run(python, begin + snippet + end).splitlines()[-1] == "True True LlamaForCausalLM"
+    program = LLAMA + f"os.chdir({str(tmp_path)!r})\n" + snippet("Use it in your fine-tuning") + end
+    assert run(tuner, program).splitlines()[-1] == "True True LlamaForCausalLM"
+
+
+def test_optimizer_snippet_of_the_readme_trains_a_hugging_face_model_from_the_wheel(tuner):
+    program = snippet("Train every weight through low-rank gradients")
+    end = """
+after = model(**loader[0]).loss.item()
+print(after < 0.1 * before, sum("P0" in state or "P1" in state for state in optimizer.state.values()))
+"""
+    assert run(tuner, LLAMA + program + end).splitlines()[-1] == "True 14"
 
 
 def test_environment_yml_is_in_step_with_pyproject():

@@ -96,7 +96,7 @@ def _turn(state: State, before: Bases, after: Bases, group: Mapping[str, Any], i
 
 
 def _postpone(state: State, before: Bases, after: Bases, plan: Plan) -> None:
-    """Double the gap when the leading direction has stayed TIMES times (Zhang et al. 2024, Q-GaLore, 2407.08296)."""
+    """Double the gap when the leading direction has stayed TIMES times (Q-GaLore, arXiv 2407.08296)."""
     mode = plan.modes[0]
     stayed = bool(before) and bool(torch.dot(before[mode][:, 0], after[mode][:, 0]).abs() >= ALIKE)
     count = int(state.get("stayed", 0)) + 1 if stayed else 0

@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import adapters, eight_bit, kernel, seen, simulator, steps
+from tests.benchmarks import adapters, eight_bit, kernel, optimizers, seen, simulator, steps
 from tests.benchmarks.tables import digits, table
 from tests.benchmarks.timing import machine, medians, one_thread, peak_bytes
 
@@ -57,6 +57,9 @@ def main(sizes: tuple[int, ...] = (100, 1000), rounds: int = 7) -> None:
             tuned, others = adapters.report(rounds, (adapters.TINY,)) if small else adapters.report(rounds)
             console.print(*tuned)
             lines += others
+        projected, others = optimizers.report(rounds, (optimizers.TINY,)) if small else optimizers.report(rounds)
+        console.print(*projected)
+        lines += others
         coded, others = eight_bit.report(rounds, (1000,)) if small else eight_bit.report(rounds)
         console.print(*coded)
         lines += others

@@ -137,7 +137,12 @@ def report(
             reached[name, size.rank] = (*times, state)
             cells = (digits(1e3 * time) for time in times)
             shown.add_row(name, str(size.rank), *cells, digits(state / 1e6))
-    return [shown], _lines(reached)
+    lines = _lines(reached)
+    for ours in (OURS, OUR_FIRA):
+        if PEER[ours] in names:
+            found = f"{parity(ours):.1e}"
+            lines.append(f"{ours}, weights after 30 steps, apart from {PEER[ours]}'s: target <= 1e-6: reached {found}")
+    return [shown], lines
 
 
 TARGETS = [  # ours, rank, column, what, at least
