@@ -11,7 +11,7 @@ import torch
 from sims.dynamics import gradient_descent, rollout
 from sims.losses import Factorization, Sensing
 from sims.start import problem_start, problem_target, sensing_operators, to_torch
-from tests.benchmarks import adapters, eight_bit, jax_step, kernel, optimizers, seen, steps
+from tests.benchmarks import adapters, eight_bit, jax_step, kernel, low_rank_backward, optimizers, seen, steps
 from tests.benchmarks.__main__ import PEERS, SHRUNK, main
 from tests.benchmarks.timing import Repeated, machine, medians, peak_bytes
 
@@ -164,6 +164,8 @@ def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixtur
     assert [(row[0], row[4]) for row in others[:8]] == [pair for pair in SHRUNK.items() for _ in range(2)] * 2
     assert {row[1] for row in others[8:] if row[0] == "reduced step"} == {"20", "40", "100", "1000", "10000", "100000"}
     assert [others.pop()[0] for _ in eight_bit.names()] == eight_bit.names()[::-1]
+    if low_rank_backward.available():
+        assert others.pop()[:2] == ["4", "2 x 8"]  # rank, tokens
     assert [others.pop()[:2] for _ in optimizers.makers()] == [[name, "4"] for name in optimizers.makers()][::-1]
     if adapters.available():
         assert others.pop()[:2] == ["8", "2 x 8"]  # rank, tokens
@@ -173,6 +175,7 @@ def test_the_tables_name_every_call_peer_and_target(capsys: pytest.CaptureFixtur
     for unit in ("[ms]", "[kB]", "[us]", "[GiB]", "[CPU s]"):
         assert unit in printed
     peers = 3 * jax_step.available() + 4 * kernel.available() + 5 * adapters.available() + 2 * eight_bit.available()
+    peers += 2 * low_rank_backward.available()
     peers += sum(peer in optimizers.makers() for peer in optimizers.PEER.values())
     assert printed.count("reached") == 10 + peers
 

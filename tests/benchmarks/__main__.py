@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import adapters, eight_bit, kernel, optimizers, seen, simulator, steps
+from tests.benchmarks import adapters, eight_bit, kernel, low_rank_backward, optimizers, seen, simulator, steps
 from tests.benchmarks.tables import digits, table
 from tests.benchmarks.timing import machine, medians, one_thread, peak_bytes
 
@@ -60,6 +60,11 @@ def main(sizes: tuple[int, ...] = (100, 1000), rounds: int = 7) -> None:
         projected, others = optimizers.report(rounds, (optimizers.TINY,)) if small else optimizers.report(rounds)
         console.print(*projected)
         lines += others
+        if low_rank_backward.available():
+            tiny = (low_rank_backward.TINY,)
+            formed, others = low_rank_backward.report(rounds, tiny) if small else low_rank_backward.report(rounds)
+            console.print(*formed)
+            lines += others
         coded, others = eight_bit.report(rounds, (1000,)) if small else eight_bit.report(rounds)
         console.print(*coded)
         lines += others
