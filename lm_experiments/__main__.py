@@ -15,9 +15,10 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from lm_experiments import records
+from lm_experiments import pretrainings, records
 from lm_experiments.experiments import EXPERIMENTS, chosen
 from lm_experiments.options import Finetuning, Named, Options, Pretraining
+from lm_experiments.pretrainings import PRETRAININGS
 from lm_experiments.runs import FineTune, Spec
 from lm_experiments.summary import label, summary
 
@@ -48,10 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if name in ("--help", "-h"):
         said = {name: line for name, (_, line) in OWN.items()} | {"memory": MEMORY}
-        said |= {name: experiment.question for name, experiment in EXPERIMENTS.items()}
-        print(HELP + "\n".join(fill(f"  {n:9} {line}", 80, subsequent_indent=12 * " ") for n, line in said.items()))
+        said |= {name: experiment.question for name, experiment in (EXPERIMENTS | PRETRAININGS).items()}
+        print(HELP + "\n".join(fill(f"  {n:14} {line}", 80, subsequent_indent=17 * " ") for n, line in said.items()))
         return 0
-    names = [*OWN, "memory", *EXPERIMENTS]
+    names = [*OWN, "memory", *EXPERIMENTS, *PRETRAININGS]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         sys.exit(f"no experiment is called {name!r}; did you mean {near!r}? There are: {', '.join(names)}")
@@ -73,13 +74,14 @@ def main(arguments: Sequence[str]) -> int:
     return _all(cells, named)
 
 
-def _cells(name: str, named: Named) -> list[FineTune]:
+def _cells(name: str, named: Named) -> list[Spec]:
     """The runs of a named experiment, with the learning rates that were chosen for them; ValueError without those."""
-    experiment = EXPERIMENTS[name]
+    experiment = (EXPERIMENTS | PRETRAININGS)[name]
     cells = [cell for cell in experiment.cells(named.size) if cell.seed % 100 < named.seeds]
     if not experiment.tuned:
         return cells
-    return [chosen(cell, lambda found: records.read(found, named.results)) for cell in cells]
+    choose: Callable[..., Spec] = pretrainings.chosen if name in PRETRAININGS else chosen
+    return [choose(cell, lambda found: records.read(found, named.results)) for cell in cells]
 
 
 def _all(cells: Sequence[Spec], options: Options) -> int:

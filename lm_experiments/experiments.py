@@ -1,8 +1,8 @@
 """The named experiments: which runs answer which question of Yaras, Wang, Balzano & Qu 2024 (arXiv 2406.04112).
 
 Learning rates are chosen first, for each method alike, on the other half of the validation examples and with seeds that
-no later run has ("rates"); all later runs take the best one. Sizes "small" run on two CPU cores in about eight hours
-together; "full" are the paper's models and sizes, for a GPU, and were not run here.
+no later run has ("rates"); all later runs take the best one. A run of size "small" takes two to five minutes of one CPU
+core, of an H200 2 s; "full" are the paper's models and sizes, for a GPU, and were not run here.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class Experiment:
 
     question: str
     """One line."""
-    cells: Callable[[Size], Cells]
+    cells: Callable[[Size], tuple[Any, ...]]
     """All runs, in an order in which a part of them is already worth something; their lr is chosen later, if tuned."""
     tuned: bool = True
     """Whether `chosen` gives the cells' learning rates."""

@@ -1,0 +1,108 @@
+"""The named pre-training runs: which of them answer which question about low-rank gradients.
+
+Every arm's learning rate is chosen first, from four tries on one seed that no later run has and at a quarter of the
+steps ("pretrain-rates"). "small" reads bytes of a text at --data, twenty minutes of one CPU core a run; "full" is the
+papers' 60M LLaMA on C4, for GPUs. Neither has been run yet.
+
+Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, arXiv 2410.01623), Zhu et al. 2024 (APOLLO, arXiv
+2412.05270).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
+
+from lm_experiments import records
+from lm_experiments.experiments import Experiment, Size
+from lm_experiments.runs import Pretrain
+
+Cells = tuple[Pretrain, ...]
+SMALL = Pretrain(model="3m", text="files", steps=600, batch=16, gap=50, every=100)
+FULL = Pretrain(
+    model="60m",
+    text="allenai/c4:en",
+    tokenizer="google-t5/t5-base",
+    steps=10_000,
+    batch=512,
+    rank=128,
+    precision="bf16",
+    every=1000,
+)
+TUNING = 100
+"""The seed that chooses learning rates."""
+SHORTER = 4
+"""By how much its runs are."""
+TURNED = {"optimizer": "galore", "refresh": "warm", "moments": "rotate"}
+ARMS: dict[str, dict[str, Any]] = {
+    "AdamW": {"optimizer": "adamw"},
+    "LoRA": {"optimizer": "lora", "scale": 32.0},
+    "low rank": {"optimizer": "low-rank"},
+    "GaLore": {"optimizer": "galore"},
+    "GaLore, warm": {"optimizer": "galore", "refresh": "warm"},
+    "GaLore, warm, turned": TURNED,
+    "GaLore, 8 bits": {"optimizer": "galore", "state": "8bit"},
+    "Fira": {"optimizer": "fira"},
+    "APOLLO": {"optimizer": "apollo", "scale": 1.0},
+}
+"""What is compared, at one rank: fields of a run."""
+LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3), (2.5e-3, 5e-3, 1e-2, 2e-2)
+RATES = {arm: LOW if arm in ("AdamW", "LoRA", "low rank") else HIGH for arm in ARMS}
+"""Learning rates tried for each arm."""
+
+
+def shared(size: Size) -> Pretrain:
+    """What all runs of a size have in common."""
+    return SMALL if size == "small" else FULL
+
+
+def _tries(size: Size, arm: str) -> Cells:
+    begin = replace(shared(size), **ARMS[arm], seed=TUNING)
+    shorter = replace(begin, steps=begin.steps // SHORTER, every=begin.steps // SHORTER)
+    return tuple(replace(shorter, lr=lr) for lr in RATES[arm])
+
+
+def _rates(size: Size) -> Cells:
+    return tuple(cell for arm in ARMS for cell in _tries(size, arm))
+
+
+def _optimizers(size: Size) -> Cells:
+    return tuple(replace(shared(size), **arm, seed=seed) for seed in range(3) for arm in ARMS.values())
+
+
+def _ranks(size: Size) -> Cells:
+    whole = shared(size).rank
+    ranks = (whole // 8, whole // 4, whole // 2, 2 * whole)
+    return tuple(replace(shared(size), **ARMS[arm], rank=r) for r in ranks for arm in ("GaLore, warm, turned", "Fira"))
+
+
+def _gaps(size: Size) -> Cells:
+    arms, gaps = ("GaLore", "GaLore, warm, turned"), (5, 2, 0.5, 0.2)
+    return tuple(replace(shared(size), **ARMS[arm], gap=round(shared(size).gap / k)) for k in gaps for arm in arms)
+
+
+PRETRAININGS: dict[str, Experiment] = {
+    "pretrain-rates": Experiment("Which learning rate is best for each optimizer?", _rates, tuned=False),
+    "optimizers": Experiment(
+        "GaLore, Fira, APOLLO, LoRA, low rank, AdamW: which reaches what perplexity?", _optimizers
+    ),
+    "ranks": Experiment("What does the rank of the subspace cost?", _ranks),
+    "gaps": Experiment("How often must the subspace be found anew?", _gaps),
+}
+
+
+def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] | None] = records.read) -> Pretrain:
+    """The cell with the learning rate of the least perplexity tried for its arm, at that arm's own rank and gap.
+
+    Raises ValueError if those runs are not there yet.
+    """
+    size = next(size for size in get_args(Size) if shared(size).model == cell.model)
+    arm = next(arm for arm, its in ARMS.items() if replace(shared(size), **its) == _plain(cell, shared(size)))
+    tries = {tried.lr: read(tried) for tried in _tries(size, arm)}
+    if missing := [lr for lr, record in tries.items() if record is None]:
+        raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments pretrain-rates first")
+    return replace(cell, lr=min(tries, key=lambda lr: tries[lr].score(cell.metric)))  # type: ignore[union-attr]
+
+
+def _plain(cell: Pretrain, like: Pretrain) -> Pretrain:
+    """The cell without what rates are not chosen for."""
+    return replace(cell, seed=like.seed, rank=like.rank, gap=like.gap, lr=like.lr)
