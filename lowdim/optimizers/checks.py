@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .bases import Moments, Projector, Refresh
 from .plan import Plan
+from .sharded import finite
 from .states import Precision
 
 CHOICES = {
@@ -26,6 +27,15 @@ def named(group: Mapping[str, Any], number: int) -> list[tuple[str, Tensor]]:
     return list(zip(names, group["params"], strict=True))
 
 
+def check_parameters(named_ones: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise ValueError for complex parameters, whose squares are not what Adam means by them."""
+    for name, parameter in named_ones:
+        if parameter.is_complex():
+            raise ValueError(
+                f"{name} is complex ({parameter.dtype}): keep it as torch.view_as_real of it, in groups without a rank"
+            )
+
+
 def check(group: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that does not exist, or two that do not go together."""
     for name, choices in CHOICES.items():
@@ -34,9 +44,11 @@ def check(group: Mapping[str, Any]) -> None:
     for name in ("lr", "weight_decay"):
         if group[name] is not None and not 0 <= group[name] < math.inf:
             raise ValueError(f"{name} = {group[name]}: take a finite number >= 0")
-    for beta in group.get("betas", ()):
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
+    if "betas" in group and (len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"])):
+        raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
+    eps = group.get("eps", 0.0)
+    if not all(0 <= value < math.inf for value in (eps if isinstance(eps, tuple | list) else (eps,))):
+        raise ValueError(f"eps = {group['eps']}: take a finite number >= 0")
     if group["lazy"] and group["refresh"] not in ("exact", "randomized"):
         raise ValueError(
             f"lazy = True with refresh = {group['refresh']!r}: it compares leading directions, which only 'exact' and "
@@ -55,11 +67,22 @@ def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
     name = plan.name if plan else f"a parameter of shape {tuple(gradient.shape)}"
     if gradient.is_sparse:
         raise ValueError(f"the gradient of {name} is sparse: take nn.Embedding(sparse=False)")
-    if due and not all(bound.isfinite() for bound in torch.aminmax(gradient)):
+    if due and not finite(gradient):
         raise ValueError(
             f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take "
             "a smaller lr. Nothing was changed"
         )
+
+
+def check_same_bases(plan: Plan | None, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError if the saved bases are those of a parameter of another shape."""
+    for mode in plan.modes if plan else ():
+        found, fits = saved.get(f"P{mode}"), (plan.shape[mode], plan.ranks[mode]) if plan else ()
+        if found is not None and tuple(found.shape) != fits:
+            raise ValueError(
+                f"the saved state of {plan and plan.name} has a basis of {tuple(found.shape)}, which here is {fits}: "
+                "give the parameters in the order of the run that is to go on"
+            )
 
 
 def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:

@@ -26,9 +26,13 @@ class Direction(NamedTuple):
 
 
 class Inner(Protocol):
-    """An inner optimizer. Its states of the core's shape turn with the subspace; `moments` says which hold squares."""
+    """An inner optimizer. Its states of the core's shape turn with the subspace; `moments` says which hold squares.
+
+    divisible: entries do not depend on each other, so a part of the core gives a part of the direction.
+    """
 
     moments: Mapping[str, bool]
+    divisible: bool
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction after `step` others."""
@@ -43,6 +47,7 @@ class Adam:
     """
 
     moments: Mapping[str, bool] = {"exp_avg": False, "exp_avg_sq": True}
+    divisible = True
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of AdamW; its decay is the pipeline's."""
@@ -61,6 +66,7 @@ class Momentum:
     """N = M <- mu M + R, or R + mu M if nesterov; R itself for mu = 0 (torch.optim.SGD's convention)."""
 
     moments: Mapping[str, bool] = {"momentum_buffer": False}
+    divisible = True
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of SGD."""
@@ -80,6 +86,7 @@ class Adafactor:
     """
 
     moments: Mapping[str, bool] = {"exp_avg": False}
+    divisible = False
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of Adafactor."""

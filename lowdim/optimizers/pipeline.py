@@ -7,21 +7,22 @@
 Groups with the key `rank` are projected; in the others the inner optimizer sees the whole gradient.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .bases import due, held, refresh
-from .checks import check, check_gradient, check_same_plan, named
+from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
 from .inner import Direction, Inner
 from .plan import Plan, planned
 from .projection import Bases, project
+from .replicas import average
 from .residual import Residual, Seen
-from .rounding import Written
+from .rounding import Written, dice
+from .sharded import Rows, local, rows_of, whole
 from .states import State
 
 
@@ -32,21 +33,29 @@ class LowRank(Optimizer):
     rule: Residual
     window = 0
     """Micro-batches of a step whose updates are made in backward hooks (`layerwise`); 0 if `step` makes them."""
+    apart: tuple[Tensor, ...] = ()
+    """Parameters whose gradients and cores nobody else averages over processes; `met` once that is done for a step."""
+    met = False
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.plans: dict[Tensor, Plan] = {}
+        self.rows: dict[Tensor, Rows] = {}
+        """Of weights that are divided among processes (FSDP2), and of them alone."""
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. Raises ValueError, naming the parameter, for a rank, gap, scale or side that does not fit it."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group, number = self.param_groups[-1], len(self.param_groups) - 1
         try:
             check(group)
-            self.plans.update(self._planned(group, len(self.param_groups) - 1))
+            check_parameters(named(group, number))
+            rows, plans = rows_of(named(group, number), self.inner), self._planned(group, number)
         except ValueError:
             self.param_groups.pop()
             raise
+        self.rows.update(rows)
+        self.plans.update(plans)
 
     def _planned(self, group: dict[str, Any], number: int) -> dict[Tensor, Plan]:
         """Refreshes are spread evenly over the gap, if staggered: no step stalls but the first."""
@@ -69,12 +78,21 @@ class LowRank(Optimizer):
                 loss = closure()
         if self.window:  # all is done already
             return loss
+        self.meet()
         given = [(p, group) for group in self.param_groups for p in group["params"] if self.given(p)]
         for parameter, _ in given:
             self.check(parameter)
         for parameter, group in given:
             self.update(parameter, group)
+        self.met = False
         return loss
+
+    def meet(self) -> None:
+        """Average over processes what nobody else does, once a step."""
+        for parameter in () if self.met else self.apart:
+            average(parameter.grad)
+            average(self.state[parameter].get("core"))
+        self.met = True
 
     def given(self, parameter: Tensor) -> bool:
         """Whether there is something to update it with."""
@@ -92,26 +110,30 @@ class LowRank(Optimizer):
 
     def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """One parameter's step from its gradient, which is left as it is, or from the accumulated core."""
-        state, plan = self.state[parameter], self.plans.get(parameter)
-        step = steps(state)
-        with Written(parameter, _dice(parameter, plan, step, group)) as weight:
+        state, plan, rows = self.state[parameter], self.plans.get(parameter), self.rows.get(parameter)
+        step, mine = steps(state), parameter if rows is None else local(parameter)
+        state = state if rows is None else rows.opened(state)
+        with Written(mine, dice(mine, plan.name if plan else None, step, group)) as weight:
             if plan is None:
-                self._plain(state, weight, parameter.grad, step, group)  # type: ignore[arg-type]
-            elif not self._projected(state, weight, parameter.grad, step, group, plan):
+                self._plain(state, weight, local(parameter.grad), step, group)
+            elif not self._projected(state, weight, parameter, step, group, plan):
                 return
         state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
+        if rows is not None:
+            self.state[parameter] = rows.closed(state, self._divides(plan))
+
+    def _divides(self, plan: Plan | None) -> Collection[str]:
+        """Names of states that are divided as the weight is: those of R = G P, not those of R = P^T G."""
+        return () if plan is not None and 0 in plan.modes else self.inner.moments
 
     @torch.no_grad()
-    def absorb(self, parameter: Tensor, group: dict[str, Any], *, first: bool) -> None:
-        """Add the core of the gradient to what is accumulated, and free the gradient.
-
-        first: of a window; then the subspace is found anew from it, if that is due, and stays for the whole window.
-        """
+    def absorb(self, parameter: Tensor, group: dict[str, Any], *, find: bool) -> None:
+        """Add the core of the gradient to what is accumulated, and free the gradient; find: first, a new subspace."""
         state, plan, gradient = self.state[parameter], self.plans[parameter], parameter.grad
         assert gradient is not None
         parameter.grad = None
         seen = plan.seen(gradient)
-        if (first or not begun(state)) and self.due(parameter) and seen.any():
+        if find and seen.any():
             refresh(state, seen, plan, steps(state), group, self.inner)
         if begun(state):
             self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
@@ -132,17 +154,19 @@ class LowRank(Optimizer):
 
         A core's norm is that of the gradient's part in the subspace.
         """
+        self.meet()
         cores = (state["core"] for state in self.state.values() if "core" in state)
         given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         given += cores
         norm = torch.nn.utils.get_total_norm(given)
         for value in given:
             value.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
-        return norm
+        return whole(norm)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; accumulated cores go, too."""
         super().zero_grad(set_to_none)
+        self.met = False
         for state in self.state.values():
             state.pop("core", None)
             state.pop("parts", None)
@@ -153,21 +177,27 @@ class LowRank(Optimizer):
         weight.mul_(shrink).sub_(direction.core, alpha=direction.rate * kept)
 
     def _projected(
-        self, state: State, weight: Tensor, gradient: Tensor | None, step: int, group: dict[str, Any], plan: Plan
+        self, state: State, weight: Tensor, parameter: Tensor, step: int, group: dict[str, Any], plan: Plan
     ) -> bool:
         """False if there is no subspace yet and the gradient, being zero, gives none: nothing happens then."""
+        gradient, rows = parameter.grad, self.rows.get(parameter)
         work, seen, core = plan.seen(weight), plan.seen(weight), state.pop("core", None)
         if gradient is not None:
-            seen = plan.seen(gradient)
-            if core is None and due(state, plan, step) and seen.any():
-                refresh(state, seen, plan, step, group, self.inner)
+            seen = plan.seen(local(gradient))
+            if core is None and due(state, plan, step):
+                everything = seen if rows is None else plan.seen(whole(gradient))
+                if everything.any():
+                    refresh(state, everything, plan, step, group, self.inner)
         if not begun(state):
             return False
         bases = held(state, plan, work.dtype, work.device)
+        bases = bases if rows is None else rows.of_bases(bases)
         core = project(seen, bases) if core is None else core
+        core = core if rows is None or 0 not in bases else rows.total(core)
         direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
         self.rule(
-            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *_decayed(group, direction)), group
+            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *_decayed(group, direction), rows),
+            group,
         )
         return True
 
@@ -177,13 +207,16 @@ class LowRank(Optimizer):
         Raises ValueError, before anything is loaded, for a state of another rank, side or precision.
         """
         check_same_plan(self.param_groups, state_dict["param_groups"])
+        for index, parameter in enumerate(p for group in self.param_groups for p in group["params"]):
+            check_same_bases(self.plans.get(parameter), state_dict["state"].get(index, {}))
         super().load_state_dict(state_dict)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         ours = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(saved, ours, strict=True):
+            rows, divided = self.rows.get(parameter), self._divides(self.plans.get(parameter))
             for name, value in state_dict["state"].get(index, {}).items():
-                device = parameter.device if value.ndim else value.device
-                self.state[parameter][name] = value.to(device, copy=True)
+                kept = value.to(parameter.device if value.ndim or name == "limiter" else "cpu", copy=True)
+                self.state[parameter][name] = kept if rows is None or name not in divided else rows.placed(kept)
         self._replan()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -192,8 +225,10 @@ class LowRank(Optimizer):
         self._replan()
 
     def _replan(self) -> None:
-        plans = (self._planned(group, number) for number, group in enumerate(self.param_groups))
-        self.plans = {parameter: plan for found in plans for parameter, plan in found.items()}
+        self.plans, self.rows = {}, {}
+        for number, group in enumerate(self.param_groups):
+            self.plans |= self._planned(group, number)
+            self.rows |= rows_of(named(group, number), self.inner)
 
 
 def begun(state: State) -> bool:
@@ -210,11 +245,3 @@ def _decayed(group: dict[str, Any], direction: Direction) -> tuple[float, float]
     """What decay leaves of the weight, and of the update: all of it in torch, which decays first."""
     shrink = 1 - direction.decay(group)
     return shrink, shrink if group["convention"] == "authors" else 1.0
-
-
-def _dice(parameter: Tensor, plan: Plan | None, step: int, group: dict[str, Any]) -> torch.Generator | None:
-    """What rounds at random, if wanted: the same in every process, and after a resume."""
-    if not group["stochastic_rounding"]:
-        return None
-    seed = crc32(f"{plan.name if plan else tuple(parameter.shape)} {step}".encode())
-    return torch.Generator(parameter.device).manual_seed(seed)
