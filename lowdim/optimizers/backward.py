@@ -20,6 +20,8 @@ from .layerwise import arrived
 from .pipeline import LowRank
 from .replicas import same
 
+IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DistributedDataParallel reads what it shall leave alone
+
 
 class _Core:
     """One weight's errors become a core, or a gradient where that is due."""
@@ -112,21 +114,22 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
     optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # GradScaler then tells that it is there
     optimizer.apart = tuple(receivers)
     same(optimizer.apart)
-    ignored = {*getattr(model, "_ddp_params_and_buffers_to_ignore", ()), *(f"{name}.weight" for name in found)}
-    model._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
+    before: Any = getattr(model, IGNORED, None)
+    setattr(model, IGNORED, {*(before or ()), *(f"{name}.weight" for name in found)})
 
     def undo() -> None:
         hook.remove()
         optimizer.apart = ()
         del optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
-        del model._ddp_params_and_buffers_to_ignore
+        delattr(model, IGNORED) if before is None else setattr(model, IGNORED, before)
 
     return LowRankBackward([*found.values()], undo)
 
 
 def _forward(module: nn.Linear, receiver: _Core, inputs: Tensor) -> Tensor:
     weight: Tensor = module.weight.detach()
-    bias, device = module.bias, inputs.device.type
+    bias: Tensor | None = module.bias
+    device = inputs.device.type
     if not torch.is_grad_enabled():
         return linear(inputs, weight, bias)
     if torch.is_autocast_enabled(device):  # which looks at functions that it knows only

@@ -76,13 +76,13 @@ def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
 
 def check_same_bases(plan: Plan | None, saved: Mapping[str, Any]) -> None:
     """Raise ValueError if the saved bases are those of a parameter of another shape."""
-    for mode in plan.modes if plan else ():
-        found, fits = saved.get(f"P{mode}"), (plan.shape[mode], plan.ranks[mode]) if plan else ()
-        if found is not None and tuple(found.shape) != fits:
-            raise ValueError(
-                f"the saved state of {plan and plan.name} has a basis of {tuple(found.shape)}, which here is {fits}: "
-                "give the parameters in the order of the run that is to go on"
-            )
+    found = {name: tuple(saved[name].shape) for name in ("P0", "P1") if name in saved}
+    fits = {f"P{mode}": (plan.shape[mode], rank) for mode, rank in plan.ranks.items()} if plan else {}
+    if plan and found and found != fits:
+        raise ValueError(
+            f"the saved state of {plan.name} has bases {found}, and here they are {fits}: give the parameters in the "
+            "order of the run that is to go on"
+        )
 
 
 def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
