@@ -44,17 +44,29 @@ def refresh(state: State, gradient: Tensor, plan: Plan, step: int, group: Mappin
         after = {mode: _basis(wide, plan, mode, step, before, group) for mode in plan.modes}
         for mode, basis in after.items():
             _encode(state, f"P{mode}", basis, group["projector"])
+    if group["moments"] == "reset":
+        state["begun"] = torch.tensor(float(step))
     if before:
-        _turn(state, before, after, step, group, inner)
+        _turn(state, before, after, group, inner)
     if group["lazy"]:
         _postpone(state, before, after, plan)
 
 
+def begun(state: State) -> bool:
+    """Whether there is a subspace; one with step 0 is there to be loaded into, and none."""
+    return not state.keys().isdisjoint(("P0", "P1", "drawn")) and ("step" not in state or steps(state) > 0)
+
+
+def steps(state: State) -> int:
+    """Updates made so far."""
+    return int(state.get("step", 0))
+
+
 def due(state: State, plan: Plan, step: int) -> bool:
     """Whether the subspace is found anew before the update that follows `step` others."""
-    if "gap" in state:
+    if "gap" in state and begun(state):
         return bool((step + plan.offset) % int(state["gap"]) == 0)
-    return plan.due(step)
+    return not begun(state) or plan.due(step)
 
 
 def _basis(wide: Tensor, plan: Plan, mode: int, step: int, before: Bases, group: Mapping[str, Any]) -> Tensor:
@@ -68,10 +80,8 @@ def _basis(wide: Tensor, plan: Plan, mode: int, step: int, before: Bases, group:
     return leading_subspace(matrix, rank, side=side, method=method, passes=1)  # type: ignore[arg-type]
 
 
-def _turn(state: State, before: Bases, after: Bases, step: int, group: Mapping[str, Any], inner: Inner) -> None:
+def _turn(state: State, before: Bases, after: Bases, group: Mapping[str, Any], inner: Inner) -> None:
     """The moments in the new bases: as they are, rotated, or begun again."""
-    if group["moments"] == "reset":
-        state["begun"] = torch.tensor(float(step))
     turn = rotation(before, after) if group["moments"] == "rotate" else {}
     for name, squared in inner.moments.items() if group["moments"] != "keep" else ():
         if name in state:

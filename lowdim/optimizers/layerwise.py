@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from .bases import begun
 from .checks import named
-from .pipeline import LowRank, begun
+from .pipeline import LowRank
 from .replicas import average, same
 
 

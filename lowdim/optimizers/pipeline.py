@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .bases import due, held, refresh
+from .bases import begun, due, held, refresh, steps
 from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
 from .inner import Direction, Inner
 from .plan import Plan, planned
@@ -101,7 +101,7 @@ class LowRank(Optimizer):
     def due(self, parameter: Tensor) -> bool:
         """Whether the parameter's next update finds its subspace anew, which takes the whole gradient."""
         plan, state = self.plans.get(parameter), self.state[parameter]
-        return plan is not None and (not begun(state) or due(state, plan, steps(state)))
+        return plan is not None and due(state, plan, steps(state))
 
     def check(self, parameter: Tensor) -> None:
         """Raise ValueError for a gradient that is sparse, or not finite where it is due to be decomposed."""
@@ -116,9 +116,8 @@ class LowRank(Optimizer):
         with Written(mine, dice(mine, plan.name if plan else None, step, group)) as weight:
             if plan is None:
                 self._plain(state, weight, local(parameter.grad), step, group)
-            elif not self._projected(state, weight, parameter, step, group, plan):
-                return
-        state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
+            else:
+                self._projected(state, weight, parameter, step, group, plan)
         if rows is not None:
             self.state[parameter] = rows.closed(state, self._divides(plan))
 
@@ -134,7 +133,7 @@ class LowRank(Optimizer):
         parameter.grad = None
         seen = plan.seen(gradient)
         if find and seen.any():
-            refresh(state, seen, plan, steps(state), group, self.inner)
+            self._find(state, seen, steps(state), group, plan)
         if begun(state):
             self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
 
@@ -175,21 +174,32 @@ class LowRank(Optimizer):
         direction = self.inner(state, gradient.to(weight.dtype), step, group, weight)
         shrink, kept = _decayed(group, direction)
         weight.mul_(shrink).sub_(direction.core, alpha=direction.rate * kept)
+        state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
+
+    def _find(self, state: State, seen: Tensor, step: int, group: dict[str, Any], plan: Plan) -> None:
+        for name in () if begun(state) else state.keys() - {"parts"}:  # what was there to be loaded into
+            del state[name]
+        refresh(state, seen, plan, step, group, self.inner)
 
     def _projected(
         self, state: State, weight: Tensor, parameter: Tensor, step: int, group: dict[str, Any], plan: Plan
-    ) -> bool:
-        """False if there is no subspace yet and the gradient, being zero, gives none: nothing happens then."""
-        gradient, rows = parameter.grad, self.rows.get(parameter)
+    ) -> None:
+        """Nothing happens if there is no subspace yet and the gradient, being zero, gives none.
+
+        Unless lr is 0: then torch.distributed.checkpoint asks for a state to load into, which is there with step 0.
+        """
+        gradient, rows, blank = parameter.grad, self.rows.get(parameter), False
         work, seen, core = plan.seen(weight), plan.seen(weight), state.pop("core", None)
         if gradient is not None:
             seen = plan.seen(local(gradient))
             if core is None and due(state, plan, step):
                 everything = seen if rows is None else plan.seen(whole(gradient))
-                if everything.any():
-                    refresh(state, everything, plan, step, group, self.inner)
+                blank = not begun(state) and group["lr"] == 0 and not everything.any()
+                if blank or everything.any():
+                    self._find(state, torch.ones_like(everything) if blank else everything, step, group, plan)
         if not begun(state):
-            return False
+            return
+        work = work.clone() if blank else work
         bases = held(state, plan, work.dtype, work.device)
         bases = bases if rows is None else rows.of_bases(bases)
         core = project(seen, bases) if core is None else core
@@ -199,7 +209,7 @@ class LowRank(Optimizer):
             Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *_decayed(group, direction), rows),
             group,
         )
-        return True
+        state["step"] = torch.tensor(float(step + (not blank)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every tensor keeps its own dtype: 8-bit codes and float32 moments of bfloat16 weights.
@@ -229,16 +239,6 @@ class LowRank(Optimizer):
         for number, group in enumerate(self.param_groups):
             self.plans |= self._planned(group, number)
             self.rows |= rows_of(named(group, number), self.inner)
-
-
-def begun(state: State) -> bool:
-    """Whether there is a subspace."""
-    return not state.keys().isdisjoint(("P0", "P1", "drawn"))
-
-
-def steps(state: State) -> int:
-    """Updates made so far."""
-    return int(state.get("step", 0))
 
 
 def _decayed(group: dict[str, Any], direction: Direction) -> tuple[float, float]:
