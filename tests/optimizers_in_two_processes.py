@@ -267,6 +267,36 @@ def from_folder(here: int, size: int, folder: Path, kind: str) -> dict[str, dict
     return {"weights": weights(model), "resumed": weights(other)}
 
 
+def swapped(here: int, size: int) -> dict[str, torch.Tensor]:
+    """As accelerate does it: the optimizer is there first, and its groups then get other parameters."""
+    model = Net()
+    optimizer = FiraAdamW(groups(model))
+    for part in (model.tall, model.wide, model):
+        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+    for group in optimizer.param_groups:
+        group["params"] = [model.get_parameter(name) for name in group["param_names"]]
+    train(model, optimizer, 0, STEPS, here=here, size=size)
+    assert all(isinstance(p, DTensor) for p in optimizer.state)
+    return weights(model)
+
+
+def from_the_first(here: int, size: int) -> dict[str, dict[str, torch.Tensor]]:
+    """The first process alone has read the state."""
+    model, other = sharded(), sharded(seed=1)
+    optimizer, again = FiraAdamW(groups(model)), FiraAdamW(groups(other))
+    train(model, optimizer, 0, 4, here=here, size=size)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    tree = get_model_state_dict(model, options=options), get_optimizer_state_dict(model, optimizer, options=options)
+    kept, state = copy.deepcopy(tree)
+    assert bool(state) == bool(kept) == (here == 0)
+    train(model, optimizer, 4, STEPS, here=here, size=size)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(other, kept, options=options)
+    set_optimizer_state_dict(other, again, state, options=options)
+    train(other, again, 4, STEPS, here=here, size=size)
+    return {"weights": weights(model), "resumed": weights(other)}
+
+
 def refusals(here: int, size: int) -> dict[str, str]:
     model = sharded()
     optimizer = GaLoreAdamW(groups(model))
@@ -322,6 +352,7 @@ def main(work: Path) -> None:
         found[f"fsdp {name}"] = divided(here, size, **run)
     for kind in ("adamw", "fira", "apollo", "sgd"):
         found[f"folder {kind}"] = from_folder(here, size, work / kind, kind)
+    found["swapped"], found["folder first"] = swapped(here, size), from_the_first(here, size)
     found["refusals"], found["summed"] = refusals(here, size), summed(here, size)
     torch.save(found, work / f"{here}.pt")
     dist.barrier()

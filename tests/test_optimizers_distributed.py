@@ -90,11 +90,16 @@ def test_a_run_with_divided_weights_resumes_to_the_last_bit(found, name):
         assert_equal(one[f"fsdp {name}"]["weights"], one[f"fsdp {name}"]["resumed"])
 
 
-@pytest.mark.parametrize("kind", ["adamw", "fira", "apollo", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "fira", "apollo", "sgd", "first"])
 def test_also_from_a_folder_that_each_process_writes_its_part_of(found, kind):
     """torch.distributed.checkpoint loads into states that are there: an optimizer that has not stepped needs some."""
     for one in found:
         assert_equal(one[f"folder {kind}"]["weights"], one[f"folder {kind}"]["resumed"])
+
+
+def test_parameters_may_be_divided_when_the_optimizer_is_there_already(found):
+    for one in found:
+        assert_close(one["swapped"], divided(0, 1, "fira")["weights"])
 
 
 @pytest.mark.parametrize("name", [name for name in SHARDED if name != "half"])

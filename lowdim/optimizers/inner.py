@@ -20,9 +20,10 @@ class Direction(NamedTuple):
     lr: float
     """The same without the correction: what multiplies weight decay, and steps that are not the inner optimizer's."""
 
-    def decay(self, group: Mapping[str, Any]) -> float:
-        """The share of the weight that decays."""
-        return float(self.lr * group["weight_decay"])
+    def decayed(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """What decay leaves of the weight, and of the update: all of it in torch, which decays first."""
+        shrink = 1 - float(self.lr * group["weight_decay"])
+        return shrink, shrink if group["convention"] == "authors" else 1.0
 
 
 class Inner(Protocol):

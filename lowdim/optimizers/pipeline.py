@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 
 from .bases import begun, due, held, refresh, steps
 from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
-from .inner import Direction, Inner
-from .plan import Plan, planned
+from .inner import Inner
+from .plan import Plan, plans_of
 from .projection import Bases, project
 from .replicas import average
 from .residual import Residual, Seen
 from .rounding import Written, dice
-from .sharded import Rows, local, rows_of, whole
+from .sharded import Rows, is_divided, local, rows_of, whole
 from .states import State
 
 
@@ -50,20 +50,10 @@ class LowRank(Optimizer):
         try:
             check(group)
             check_parameters(named(group, number))
-            rows, plans = rows_of(named(group, number), self.inner), self._planned(group, number)
+            self._replan(number)
         except ValueError:
             self.param_groups.pop()
             raise
-        self.rows.update(rows)
-        self.plans.update(plans)
-
-    def _planned(self, group: dict[str, Any], number: int) -> dict[Tensor, Plan]:
-        """Refreshes are spread evenly over the gap, if staggered: no step stalls but the first."""
-        if "rank" not in group:
-            return {}
-        gap, pairs = group["update_proj_gap"], named(group, number)
-        offsets = [index * gap // len(pairs) if group["stagger"] else 0 for index in range(len(pairs))]
-        return {p: planned(name, p, group, offset) for (name, p), offset in zip(pairs, offsets, strict=True)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,6 +68,7 @@ class LowRank(Optimizer):
                 loss = closure()
         if self.window:  # all is done already
             return loss
+        self._notice()
         self.meet()
         given = [(p, group) for group in self.param_groups for p in group["params"] if self.given(p)]
         for parameter, _ in given:
@@ -154,9 +145,8 @@ class LowRank(Optimizer):
         A core's norm is that of the gradient's part in the subspace.
         """
         self.meet()
-        cores = (state["core"] for state in self.state.values() if "core" in state)
         given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        given += cores
+        given += [state["core"] for state in self.state.values() if "core" in state]
         norm = torch.nn.utils.get_total_norm(given)
         for value in given:
             value.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
@@ -172,7 +162,7 @@ class LowRank(Optimizer):
 
     def _plain(self, state: State, weight: Tensor, gradient: Tensor, step: int, group: dict[str, Any]) -> None:
         direction = self.inner(state, gradient.to(weight.dtype), step, group, weight)
-        shrink, kept = _decayed(group, direction)
+        shrink, kept = direction.decayed(group)
         weight.mul_(shrink).sub_(direction.core, alpha=direction.rate * kept)
         state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
 
@@ -206,7 +196,7 @@ class LowRank(Optimizer):
         core = core if rows is None or 0 not in bases else rows.total(core)
         direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
         self.rule(
-            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *_decayed(group, direction), rows),
+            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *direction.decayed(group), rows),
             group,
         )
         state["step"] = torch.tensor(float(step + (not blank)))
@@ -216,15 +206,19 @@ class LowRank(Optimizer):
 
         Raises ValueError, before anything is loaded, for a state of another rank, side or precision.
         """
+        self._notice()
         check_same_plan(self.param_groups, state_dict["param_groups"])
-        for index, parameter in enumerate(p for group in self.param_groups for p in group["params"]):
-            check_same_bases(self.plans.get(parameter), state_dict["state"].get(index, {}))
-        super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        saved = (
+            state_dict["state"].get(index, {}) for group in state_dict["param_groups"] for index in group["params"]
+        )
         ours = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved, ours, strict=True):
+        pairs = list(zip(saved, ours, strict=False))  # torch raises if one is longer
+        for state, parameter in pairs:
+            check_same_bases(self.plans.get(parameter), state)
+        super().load_state_dict(state_dict)
+        for state, parameter in pairs:
             rows, divided = self.rows.get(parameter), self._divides(self.plans.get(parameter))
-            for name, value in state_dict["state"].get(index, {}).items():
+            for name, value in state.items():
                 kept = value.to(parameter.device if value.ndim or name == "limiter" else "cpu", copy=True)
                 self.state[parameter][name] = kept if rows is None or name not in divided else rows.placed(kept)
         self._replan()
@@ -234,14 +228,17 @@ class LowRank(Optimizer):
         super().__setstate__(state)
         self._replan()
 
-    def _replan(self) -> None:
-        self.plans, self.rows = {}, {}
-        for number, group in enumerate(self.param_groups):
-            self.plans |= self._planned(group, number)
-            self.rows |= rows_of(named(group, number), self.inner)
+    def _notice(self) -> None:
+        """Plans follow parameters that have been replaced in their groups, as accelerate does for FSDP2."""
+        firsts = [(group, p) for group in self.param_groups for p in group["params"][:1] if p not in self.plans]
+        if any("rank" in group or (is_divided(p) and p not in self.rows) for group, p in firsts):
+            self._replan()
 
-
-def _decayed(group: dict[str, Any], direction: Direction) -> tuple[float, float]:
-    """What decay leaves of the weight, and of the update: all of it in torch, which decays first."""
-    shrink = 1 - direction.decay(group)
-    return shrink, shrink if group["convention"] == "authors" else 1.0
+    def _replan(self, first: int = 0) -> None:
+        """Plans of the groups from that one on; of all of them, in place of all that there were."""
+        plans: dict[Tensor, Plan] = {}
+        rows: dict[Tensor, Rows] = {}
+        for number, group in enumerate(self.param_groups[first:], first):
+            plans |= plans_of(group, named(group, number))
+            rows |= rows_of(named(group, number), self.inner)
+        self.plans, self.rows = (self.plans | plans, self.rows | rows) if first else (plans, rows)

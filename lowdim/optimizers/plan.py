@@ -1,7 +1,7 @@
 """How one parameter's gradient is projected: read from its group once, and refused there if it cannot be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -87,3 +87,12 @@ def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int 
     if len(shape) > 2 and side != "tucker":
         shape = (shape[0], math.prod(shape[1:]))
     return Plan(name, shape, side, group["rank"], gap, scale, offset)
+
+
+def plans_of(group: Mapping[str, Any], named: Sequence[tuple[str, Tensor]]) -> dict[Tensor, Plan]:
+    """A group's plans. Refreshes are spread evenly over the gap, if staggered: no step stalls but the first."""
+    if "rank" not in group:
+        return {}
+    gap, count = group["update_proj_gap"], len(named)
+    offsets = [index * gap // count if group["stagger"] else 0 for index in range(count)]
+    return {p: planned(name, p, group, offset) for (name, p), offset in zip(named, offsets, strict=True)}
