@@ -7,7 +7,6 @@ For y = x W^T with errors delta the gradient is G = delta^T x, and its core
 which costs r / min(d_out, d_in) of G's time and memory; several micro-batches add up in R, and processes exchange R.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -62,14 +61,30 @@ class _Core:
 class LowRankBackward:
     """What `galore_backward` has changed; remove(), or the end of a with statement, undoes it."""
 
-    def __init__(self, modules: list[nn.Linear], undo: Callable[[], None]) -> None:
-        self.modules, self._undo = modules, undo
+    def __init__(self, model: nn.Module, optimizer: LowRank, layers: dict[str, nn.Linear]) -> None:
+        self.model, self.optimizer, self.modules = model, optimizer, [*layers.values()]
+        numbers = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        weights = dict.fromkeys(module.weight for module in self.modules)  # a set's order differs between processes
+        receivers = {weight: _Core(optimizer, weight, numbers[weight]) for weight in weights}
+        for module in self.modules:
+            module.forward = partial(_forward, module, receivers[module.weight])  # type: ignore[method-assign]
+        self._hook = optimizer.register_step_pre_hook(_unscaled)
+        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # a GradScaler then shows itself
+        optimizer.apart = tuple(weights)
+        same(weights)
+        self._ignored: Any = getattr(model, IGNORED, None)
+        setattr(model, IGNORED, {*(self._ignored or ()), *(f"{name}.weight" for name in layers)})
 
     def remove(self) -> None:
         """The modules and the optimizer as they were before."""
         for module in self.modules:
             module.__dict__.pop("forward", None)
-        self._undo()
+        self._hook.remove()
+        self.optimizer.apart = ()
+        del self.optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+        setattr(self.model, IGNORED, self._ignored)
+        if self._ignored is None:
+            delattr(self.model, IGNORED)
 
     def __enter__(self) -> "LowRankBackward":
         return self
@@ -95,7 +110,6 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
         )
     if optimizer.rows:
         raise ValueError("FSDP2 has divided these weights, and reduces whole gradients: it does not see cores")
-    numbers = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     found = {
         name: module
         for name, module in model.named_modules()
@@ -105,25 +119,7 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
         raise ValueError(
             "no linear layer's weight of this model is projected on one side: give the optimizer such groups"
         )
-    receivers = {
-        weight: _Core(optimizer, weight, numbers[weight]) for weight in dict.fromkeys(m.weight for m in found.values())
-    }
-    for module in found.values():
-        module.forward = partial(_forward, module, receivers[module.weight])  # type: ignore[method-assign]
-    hook = optimizer.register_step_pre_hook(_unscaled)
-    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # GradScaler then tells that it is there
-    optimizer.apart = tuple(receivers)
-    same(optimizer.apart)
-    before: Any = getattr(model, IGNORED, None)
-    setattr(model, IGNORED, {*(before or ()), *(f"{name}.weight" for name in found)})
-
-    def undo() -> None:
-        hook.remove()
-        optimizer.apart = ()
-        del optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
-        delattr(model, IGNORED) if before is None else setattr(model, IGNORED, before)
-
-    return LowRankBackward([*found.values()], undo)
+    return LowRankBackward(model, optimizer, found)
 
 
 def _forward(module: nn.Linear, receiver: _Core, inputs: Tensor) -> Tensor:

@@ -45,12 +45,8 @@ def parameter_groups(
     keys = {"rank": rank, "update_proj_gap": update_proj_gap, "proj_type": proj_type}
     keys |= {} if scale is None else {"scale": scale}
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    groups = [
-        {"params": projected, **keys, **decay},
-        {"params": matrices, **decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    found = ((projected, keys | decay), (matrices, decay), (vectors, {"weight_decay": 0.0}))
+    return [{"params": params, **more} for params, more in found if params]
 
 
 def _shorter_side(weight: Tensor) -> int:
