@@ -80,14 +80,19 @@ def trainer(folder, kind: str, way: str, **changes) -> Trainer:
     else:
         optimizer = cls(groups, lr=0.01, **options)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+        if way == "layers":
+            layerwise(optimizer, changes["gradient_accumulation_steps"])
         more = {"optimizers": (optimizer, schedule)}
     return Trainer(model, arguments(folder, **changes), train_dataset=SENTENCES, **more)
 
 
 @pytest.mark.parametrize(
     ("kind", "way", "accumulate"),
-    [("GaLoreAdamW", "class", 2), *((kind, "object", 1) for kind in KINDS), ("FiraAdamW", "object", 2)],
-)
+    [
+        ("GaLoreAdamW", "class", 2), ("GaLoreAdamW", "layers", 2), ("FiraAdamW", "object", 2),
+        ("Apollo", "object", 1), ("GaLoreAdafactor", "object", 1),
+    ],
+)  # fmt: skip
 def test_trainer_resumes_to_the_last_bit(tmp_path, kind, way, accumulate):
     """It reads the optimizer back with weights_only=True; a refresh lies on either side of the save."""
     whole = trainer(tmp_path, kind, way, gradient_accumulation_steps=accumulate)

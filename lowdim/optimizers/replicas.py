@@ -15,14 +15,19 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+@torch.no_grad()
 def average(value: Tensor | None) -> None:
     """Its mean over the processes, in place; all of them call it, in the same order."""
     if value is not None and several():
-        dist.all_reduce(value.div_(dist.get_world_size()))
+        dense = value.contiguous()  # itself, or what NCCL takes of it
+        dist.all_reduce(dense.div_(dist.get_world_size()))
+        value.copy_(dense)
 
 
 @torch.no_grad()
 def same(parameters: Iterable[Tensor]) -> None:
     """Every process takes the first one's, as DistributedDataParallel begins."""
     for parameter in parameters if several() else ():
-        dist.broadcast(parameter, 0)
+        dense = parameter.detach().contiguous()
+        dist.broadcast(dense, 0)
+        parameter.copy_(dense)

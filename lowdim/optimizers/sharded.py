@@ -86,7 +86,8 @@ class Rows:
         return cls(first, last, tuple(parameter.shape), mesh, placements, mesh.get_group(dividing[0]))
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over the processes that have the other rows, in place."""
+        """The sum over the processes that have the other rows, in place if it can be."""
+        value = value.contiguous()
         dist.all_reduce(value, group=self.group)
         return value
 
