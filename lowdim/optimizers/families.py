@@ -2,7 +2,8 @@
 
 `params` are parameters, named parameters, or groups. A group with the key `rank` is projected, and may have the other
 keys of galore-torch: update_proj_gap (200), scale, proj_type ("std"); `parameter_groups(model, rank=...)` makes them.
-Every other option can stand in a group, too. As galore-torch computes, to rounding:
+Every other option can stand in a group, too. DistributedDataParallel, FSDP2 (fully_shard; all but GaLoreAdafactor) and
+torch.distributed.checkpoint treat them as they treat torch.optim.AdamW. As galore-torch computes, to rounding:
 
     GaLoreAdamW(groups, refresh="exact", moments="keep", stagger=False, convention="authors")
 """
