@@ -106,7 +106,8 @@ class LowRank(Optimizer):
         state = state if rows is None else rows.opened(state)
         with Written(mine, dice(mine, plan.name if plan else None, step, group)) as weight:
             if plan is None:
-                self._plain(state, weight, local(parameter.grad), step, group)
+                gradient: Any = parameter.grad if rows is None else local(parameter.grad)
+                self._plain(state, weight, gradient, step, group)
             else:
                 self._projected(state, weight, parameter, step, group, plan)
         if rows is not None:
@@ -181,7 +182,7 @@ class LowRank(Optimizer):
         gradient, rows, blank = parameter.grad, self.rows.get(parameter), False
         work, seen, core = plan.seen(weight), plan.seen(weight), state.pop("core", None)
         if gradient is not None:
-            seen = plan.seen(local(gradient))
+            seen = plan.seen(gradient if rows is None else local(gradient))
             if core is None and due(state, plan, step):
                 everything = seen if rows is None else plan.seen(whole(gradient))
                 blank = not begun(state) and group["lr"] == 0 and not everything.any()

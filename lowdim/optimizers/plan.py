@@ -74,7 +74,7 @@ class Plan:
 
     def seen(self, tensor: Tensor) -> Tensor:
         """The parameter, its gradient, or some of their rows, in the shape that is projected: a view if contiguous."""
-        return tensor.reshape(len(tensor), *self.shape[1:])
+        return tensor if tensor.ndim == len(self.shape) else tensor.reshape(len(tensor), *self.shape[1:])
 
 
 def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0) -> Plan:

@@ -22,7 +22,7 @@ class Written:
         self.parameter, self.dice = parameter, dice
 
     def __enter__(self) -> Tensor:
-        self.weight = self.parameter.detach()
+        self.weight = self.own = self.parameter.detach()
         if self.weight.dtype in (torch.bfloat16, torch.float16):
             self.weight = self.weight.float()
         if self.weight.ndim > 2:
@@ -30,8 +30,8 @@ class Written:
         return self.weight
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None and self.weight.data_ptr() != self.parameter.data_ptr():
-            self.parameter.detach().copy_(self.weight if self.dice is None else at_random(self.weight, self.dice))
+        if kind is None and self.weight is not self.own:
+            self.own.copy_(self.weight if self.dice is None else at_random(self.weight, self.dice))
 
 
 def at_random(values: Tensor, generator: torch.Generator) -> Tensor:
