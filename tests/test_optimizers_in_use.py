@@ -492,6 +492,22 @@ def test_states_go_where_the_parameters_are(kind):
             assert value.device.type == ("cpu" if name in counters else "meta"), name
 
 
+@pytest.mark.parametrize("projector", ["fp32", "bf16", "int8"])
+def test_a_saved_state_is_laid_out_row_by_row_and_goes_on_bit_for_bit(projector):
+    """Broadcasts send memory as it lies; and products with a basis laid out otherwise would round otherwise."""
+    one, other = layer(80, 48), layer(80, 48)
+    first, second = (GaLoreAdamW([{"params": [p], "rank": 6}], lr=0.05, projector=projector) for p in (one, other))
+    train([one], first, 0, 3)
+    assert all(value.is_contiguous() for value in first.state_dict()["state"][0].values())
+    second.load_state_dict(first.state_dict())
+    other.data.copy_(one)
+    for name, value in first.state[one].items():
+        assert value.stride() == second.state[other][name].stride(), name
+    train([one], first, 3, 3)
+    train([other], second, 3, 3)
+    assert torch.equal(one, other)
+
+
 # ---- odd parameters
 
 

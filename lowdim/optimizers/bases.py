@@ -114,7 +114,17 @@ def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> Non
         state[f"{name}_scales"] = scales
         state[name] = (basis / scales * 127).round_().to(torch.int8)
     else:
-        state[name] = basis.to(torch.bfloat16) if projector == "bf16" else basis
+        state[name] = laid_out(name, basis.to(torch.bfloat16) if projector == "bf16" else basis)
+
+
+def laid_out(name: str, value: Tensor) -> Tensor:
+    """A state as it is kept: bases column by column, with which products of few columns are up to a third faster."""
+    return value.mT.contiguous().mT if name in ("P0", "P1") and value.is_floating_point() else value
+
+
+def row_by_row(state: State) -> State:
+    """A state to be saved: torch's broadcasts of it send memory as it lies, and safetensors refuses other layouts."""
+    return {name: value.contiguous() if name in ("P0", "P1") else value for name, value in state.items()}
 
 
 def _decoded(state: State, name: str, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .bases import begun, due, held, refresh, steps
+from .bases import begun, due, held, laid_out, refresh, row_by_row, steps
 from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
 from .inner import Inner
 from .plan import Plan, plans_of
@@ -141,10 +141,7 @@ class LowRank(Optimizer):
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale all gradients and accumulated cores so that their common norm is max_norm at most; the norm before.
-
-        A core's norm is that of the gradient's part in the subspace.
-        """
+        """Scale gradients and cores (parts of gradients) to a common norm of max_norm at most; returns that before."""
         self.meet()
         given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         given += [state["core"] for state in self.state.values() if "core" in state]
@@ -202,6 +199,11 @@ class LowRank(Optimizer):
         )
         state["step"] = torch.tensor(float(step + (not blank)))
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and each tensor row by row."""
+        found = super().state_dict()
+        return {**found, "state": {index: row_by_row(state) for index, state in found["state"].items()}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every tensor keeps its own dtype: 8-bit codes and float32 moments of bfloat16 weights.
 
@@ -221,6 +223,7 @@ class LowRank(Optimizer):
             rows, divided = self.rows.get(parameter), self._divides(self.plans.get(parameter))
             for name, value in state.items():
                 kept = value.to(parameter.device if value.ndim or name == "limiter" else "cpu", copy=True)
+                kept = laid_out(name, kept)
                 self.state[parameter][name] = kept if rows is None or name not in divided else rows.placed(kept)
         self._replan()
 
