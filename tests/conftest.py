@@ -25,10 +25,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 class ByFigure(LoadScopeScheduling):
-    """All tests of one figure on one worker, where its data are computed once; those of sweeps, which start others."""
+    """On one worker all tests of one figure, whose data are computed once; of sweeps, which start others; and those of
+    two processes, which are started once."""
 
     def _split_scope(self, nodeid: str) -> str:
         figure = re.search(r"test_figures\.py::.*\[(?:default-|full-)?([a-z_]+)\]$", nodeid)
+        if started := re.search(r"test_\w*distributed\.py|test_pretrain\.py::test_two_processes", nodeid):
+            return started[0]
         return "sweep" if "test_sweep.py" in nodeid else figure[1] if figure else nodeid
 
 

@@ -53,25 +53,21 @@ def refresh(state: State, gradient: Tensor, plan: Plan, step: int, group: Mappin
         _postpone(state, before, after, plan)
 
 
-def prepare(state: State, gradient: Tensor, plan: Plan, group: Mapping[str, Any]) -> None:
-    """All that `refresh` keeps, in bases of zeros: checkpoints ask for the shapes of a state before its first step."""
-    if group["projector"] == "seed":
-        state["drawn"] = torch.tensor(0)
-    else:
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        for mode, rank in plan.ranks.items():
-            _encode(state, f"P{mode}", gradient.new_zeros(plan.shape[mode], rank, dtype=wide), group["projector"])
-    if group["moments"] == "reset":
-        state["begun"] = torch.tensor(0.0)
-    if group["lazy"]:
-        state["gap"], state["stayed"] = torch.tensor(plan.gap), torch.tensor(0)
+def begun(state: State) -> bool:
+    """Whether there is a subspace; one with step 0 is there to be loaded into, and none."""
+    return not state.keys().isdisjoint(("P0", "P1", "drawn")) and ("step" not in state or steps(state) > 0)
+
+
+def steps(state: State) -> int:
+    """Updates made so far."""
+    return int(state.get("step", 0))
 
 
 def due(state: State, plan: Plan, step: int) -> bool:
     """Whether the subspace is found anew before the update that follows `step` others."""
-    if "gap" in state and step:
+    if "gap" in state and begun(state):
         return bool((step + plan.offset) % int(state["gap"]) == 0)
-    return plan.due(step)
+    return not begun(state) or plan.due(step)
 
 
 def _basis(wide: Tensor, plan: Plan, mode: int, step: int, before: Bases, group: Mapping[str, Any]) -> Tensor:
@@ -119,8 +115,17 @@ def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> Non
         state[f"{name}_scales"] = scales
         state[name] = (basis / scales.clamp(min=TINY) * 127).round_().to(torch.int8)
     else:
-        basis = basis.mT.contiguous().mT  # column by column: products with few columns are up to a third faster
-        state[name] = basis.to(torch.bfloat16) if projector == "bf16" else basis
+        state[name] = laid_out(name, basis.to(torch.bfloat16) if projector == "bf16" else basis)
+
+
+def laid_out(name: str, value: Tensor) -> Tensor:
+    """A state as it is kept: bases column by column, with which products of few columns are up to a third faster."""
+    return value.mT.contiguous().mT if name in ("P0", "P1") and value.is_floating_point() else value
+
+
+def row_by_row(state: State) -> State:
+    """A state to be saved: torch's broadcasts of it send memory as it lies, and safetensors refuses other layouts."""
+    return {name: value.contiguous() if name in ("P0", "P1") else value for name, value in state.items()}
 
 
 def _decoded(state: State, name: str, dtype: torch.dtype) -> Tensor:

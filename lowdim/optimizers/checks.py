@@ -10,6 +10,7 @@ from torch import Tensor
 from ..quantization.moments import CODECS
 from .bases import Moments, Projector, Refresh
 from .plan import Plan
+from .sharded import finite
 from .states import Precision
 
 CHOICES = {
@@ -28,6 +29,15 @@ def named(group: Mapping[str, Any], number: int) -> list[tuple[str, Tensor]]:
     return list(zip(names, group["params"], strict=True))
 
 
+def check_parameters(named_ones: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise ValueError for complex parameters, whose squares are not what Adam means by them."""
+    for name, parameter in named_ones:
+        if parameter.is_complex():
+            raise ValueError(
+                f"{name} is complex ({parameter.dtype}): keep it as torch.view_as_real of it, in groups without a rank"
+            )
+
+
 def check(group: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that does not exist, or two that do not go together."""
     for name, choices in CHOICES.items():
@@ -36,9 +46,11 @@ def check(group: Mapping[str, Any]) -> None:
     for name in ("lr", "weight_decay"):
         if group[name] is not None and not 0 <= group[name] < math.inf:
             raise ValueError(f"{name} = {group[name]}: take a finite number >= 0")
-    for beta in group.get("betas", ()):
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
+    if "betas" in group and (len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"])):
+        raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
+    eps = group.get("eps", 0.0)
+    if not all(0 <= value < math.inf for value in (eps if isinstance(eps, tuple | list) else (eps,))):
+        raise ValueError(f"eps = {group['eps']}: take a finite number >= 0")
     if group["lazy"] and group["refresh"] not in ("exact", "randomized"):
         raise ValueError(
             f"lazy = True with refresh = {group['refresh']!r}: it compares leading directions, which only 'exact' and "
@@ -57,10 +69,21 @@ def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
     name = plan.name if plan else f"a parameter of shape {tuple(gradient.shape)}"
     if gradient.is_sparse:
         raise ValueError(f"the gradient of {name} is sparse: take nn.Embedding(sparse=False)")
-    if due and not all(bound.isfinite() for bound in torch.aminmax(gradient)):
+    if due and not finite(gradient):
         raise ValueError(
             f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take "
             "a smaller lr. Nothing was changed"
+        )
+
+
+def check_same_bases(plan: Plan | None, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError if the saved bases are those of a parameter of another shape."""
+    found = {name: tuple(saved[name].shape) for name in ("P0", "P1") if name in saved}
+    fits = {f"P{mode}": (plan.shape[mode], rank) for mode, rank in plan.ranks.items()} if plan else {}
+    if plan and found and found != fits:
+        raise ValueError(
+            f"the saved state of {plan.name} has bases {found}, and here they are {fits}: give the parameters in the "
+            "order of the run that is to go on"
         )
 
 

@@ -2,12 +2,13 @@
 
 `params` are parameters, named parameters, or groups. A group with the key `rank` is projected, and may have the other
 keys of galore-torch: update_proj_gap (200), scale, proj_type ("std"); `parameter_groups(model, rank=...)` makes them.
-Every other option can stand in a group, too. As galore-torch computes, to rounding:
+Every other option can stand in a group, too. DistributedDataParallel, FSDP2 (fully_shard; all but GaLoreAdafactor) and
+torch.distributed.checkpoint treat them as they treat torch.optim.AdamW. As galore-torch computes, to rounding:
 
     GaLoreAdamW(groups, refresh="exact", moments="keep", stagger=False, convention="authors")
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, Unpack
 
 from .bases import Moments, Projector, Refresh
@@ -55,6 +56,15 @@ SHARED: Options = {
 PROJECTION = {"update_proj_gap": 200, "proj_type": "std"}
 
 
+def _defaults(scale: float, own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group has that does not say otherwise. Raises ValueError for options that there are not."""
+    known = {**PROJECTION, "scale": scale, **SHARED}
+    for name in sorted(options.keys() - known.keys()):
+        remedy = "it is a key of groups: parameter_groups(model, rank=...)" if name == "rank" else ", ".join(known)
+        raise ValueError(f"{name} = {options[name]!r} is no option of the optimizer; take {remedy}")
+    return {**known, **own, **options}
+
+
 class _AdamW(LowRank):
     """Adam in the subspace, and everywhere else, with decoupled weight decay."""
 
@@ -73,7 +83,7 @@ class _AdamW(LowRank):
         **options: Unpack[Options],
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
-        super().__init__(params, {**PROJECTION, "scale": self.scale, **SHARED, **own, **options})
+        super().__init__(params, _defaults(self.scale, own, options))
 
 
 class GaLoreAdamW(_AdamW):
@@ -109,7 +119,7 @@ class GaLoreSGD(LowRank):
         if not 0 <= momentum < 1 or (nesterov and not momentum):
             raise ValueError(f"momentum = {momentum}, nesterov = {nesterov}: take 0 <= momentum < 1, > 0 with nesterov")
         own = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, {**PROJECTION, "scale": 1.0, **SHARED, **own, **options})
+        super().__init__(params, _defaults(1.0, own, options))
 
 
 class GaLoreAdafactor(LowRank):
@@ -147,7 +157,7 @@ class GaLoreAdafactor(LowRank):
             "weight_decay": weight_decay, "scale_parameter": scale_parameter, "relative_step": relative_step,
             "warmup_init": warmup_init,
         }  # fmt: skip
-        super().__init__(params, {**PROJECTION, "scale": 0.25, **SHARED, **own, **options})
+        super().__init__(params, _defaults(0.25, own, options))
 
 
 class FiraAdamW(_AdamW):

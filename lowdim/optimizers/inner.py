@@ -21,15 +21,20 @@ class Direction(NamedTuple):
     lr: float
     """The same without the correction: what multiplies weight decay, and steps that are not the inner optimizer's."""
 
-    def decay(self, group: Mapping[str, Any]) -> float:
-        """The share of the weight that decays."""
-        return float(self.lr * group["weight_decay"])
+    def decayed(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """What decay leaves of the weight, and of the update: all of it in torch, which decays first."""
+        shrink = 1 - float(self.lr * group["weight_decay"])
+        return shrink, shrink if group["convention"] == "authors" else 1.0
 
 
 class Inner(Protocol):
-    """An inner optimizer. Its states of the core's shape turn with the subspace; `moments` says which hold squares."""
+    """An inner optimizer. Its states of the core's shape turn with the subspace; `moments` says which hold squares.
+
+    divisible: entries do not depend on each other, so a part of the core gives a part of the direction.
+    """
 
     moments: Mapping[str, bool]
+    divisible: bool
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction after `step` others."""
@@ -44,6 +49,7 @@ class Adam:
     """
 
     moments: Mapping[str, bool] = {"exp_avg": False, "exp_avg_sq": True}
+    divisible = True
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of AdamW; its decay is the pipeline's."""
@@ -77,6 +83,7 @@ class Momentum:
     """N = M <- mu M + R, or R + mu M if nesterov; R itself for mu = 0 (torch.optim.SGD's convention)."""
 
     moments: Mapping[str, bool] = {"momentum_buffer": False}
+    divisible = True
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of SGD."""
@@ -96,6 +103,7 @@ class Adafactor:
     """
 
     moments: Mapping[str, bool] = {"exp_avg": False}
+    divisible = False
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction of Adafactor."""

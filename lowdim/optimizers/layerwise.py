@@ -5,12 +5,16 @@ moment; only Fira, APOLLO and Frugal, and parameters that are not projected, nee
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from .bases import begun
+from .checks import named
 from .pipeline import LowRank
+from .replicas import average, same
 
 
 class Handles:
@@ -37,21 +41,27 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
 
     It is the same optimizer: one state_dict, one lr that any scheduler changes. accumulate: micro-batches a step, whose
     losses are divided by it as usual; a subspace that is due is found from the first one. A norm over all gradients is
-    never there to be clipped, and gradients must be final when they arrive: no DDP, no GradScaler.
+    never there to be clipped, and gradients must be final when they arrive: no GradScaler.
 
-    Raises ValueError for accumulate < 1, or if it is layer-wise already.
+    Under torch.distributed every process has a replica, and each gradient, or its core, is averaged as it arrives, once
+    a step; leave the model unwrapped. DistributedDataParallel would average what is used up by then: `step` says so.
+
+    Raises ValueError for accumulate < 1, if it is layer-wise already, or for weights that FSDP2 has divided.
     """
     if accumulate < 1 or optimizer.window:
         raise ValueError(
             f"accumulate = {accumulate}, layer-wise already: {bool(optimizer.window)}: take 1 or more, once"
         )
+    if optimizer.rows:
+        raise ValueError("FSDP2 has divided these weights: their gradients are freed as they are reduced; use step()")
     optimizer.window = accumulate
+    same(parameter for group in optimizer.param_groups for parameter in group["params"])
     hooks = [
         parameter.register_post_accumulate_grad_hook(partial(arrived, optimizer, number))
         for number, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
     ]
-    return Handles(optimizer, hooks)
+    return Handles(optimizer, [*hooks, optimizer.register_step_post_hook(ended)])
 
 
 @torch.no_grad()
@@ -59,14 +69,40 @@ def arrived(optimizer: LowRank, number: int, parameter: Tensor) -> None:
     """A micro-batch's gradient of a parameter of that group is there: in `grad`, or as an accumulated core."""
     state, group = optimizer.state[parameter], optimizer.param_groups[number]
     parts = int(state.get("parts", 0)) + 1
-    if parameter.grad is not None:
+    if parameter.grad is not None and parameter in optimizer.plans and not optimizer.rule.needs_gradient:
+        find = optimizer.due(parameter) and (parts == 1 or not begun(state))
+        if find:
+            average(parameter.grad)
         optimizer.check(parameter)
-        if parameter in optimizer.plans and not optimizer.rule.needs_gradient:
-            optimizer.absorb(parameter, group, first=parts == 1)
-    if parts < optimizer.window:
-        state["parts"] = torch.tensor(parts)
-        return
-    state.pop("parts", None)
+        optimizer.absorb(parameter, group, find=find)
+    state["parts"] = torch.tensor(parts)
+    if parts == optimizer.window:
+        _finish(optimizer, group, parameter)
+
+
+def _finish(optimizer: LowRank, group: dict[str, Any], parameter: Tensor) -> None:
+    """The update, from all that has arrived; processes average it."""
+    optimizer.state[parameter].pop("parts")
+    average(parameter.grad)
+    average(optimizer.state[parameter].get("core"))
+    optimizer.check(parameter)
     if optimizer.given(parameter):
         optimizer.update(parameter, group)
     parameter.grad = None
+
+
+@torch.no_grad()
+def ended(optimizer: LowRank, *_: object) -> None:
+    """After `step`: parameters that took no part in some micro-batch (a mixture's experts) have their update, too.
+
+    Raises ValueError for a gradient that no hook has seen.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for name, parameter in named(group, number):
+            if "parts" in optimizer.state.get(parameter, {}):
+                _finish(optimizer, group, parameter)
+            elif parameter.grad is not None:
+                raise ValueError(
+                    f"{name} has a gradient that came after its layer-wise update: leave the model without "
+                    "DistributedDataParallel, and call layerwise() after add_param_group()"
+                )

@@ -7,21 +7,22 @@
 Groups with the key `rank` are projected; in the others the inner optimizer sees the whole gradient.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .bases import due, held, prepare, refresh
-from .checks import check, check_gradient, check_same_plan, named
-from .inner import Direction, Inner
-from .plan import Plan, planned
+from .bases import begun, due, held, laid_out, refresh, row_by_row, steps
+from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
+from .inner import Inner
+from .plan import Plan, plans_of
 from .projection import Bases, project
+from .replicas import average
 from .residual import Residual, Seen
-from .rounding import Written
+from .rounding import Written, dice
+from .sharded import Rows, is_divided, local, rows_of, whole
 from .states import State
 
 
@@ -32,29 +33,27 @@ class LowRank(Optimizer):
     rule: Residual
     window = 0
     """Micro-batches of a step whose updates are made in backward hooks (`layerwise`); 0 if `step` makes them."""
+    apart: tuple[Tensor, ...] = ()
+    """Parameters whose gradients and cores nobody else averages over processes; `met` once that is done for a step."""
+    met = False
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.plans: dict[Tensor, Plan] = {}
+        self.rows: dict[Tensor, Rows] = {}
+        """Of weights that are divided among processes (FSDP2), and of them alone."""
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. Raises ValueError, naming the parameter, for a rank, gap, scale or side that does not fit it."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group, number = self.param_groups[-1], len(self.param_groups) - 1
         try:
             check(group)
-            self.plans.update(self._planned(group, len(self.param_groups) - 1))
+            check_parameters(named(group, number))
+            self._replan(number)
         except ValueError:
             self.param_groups.pop()
             raise
-
-    def _planned(self, group: dict[str, Any], number: int) -> dict[Tensor, Plan]:
-        """Refreshes are spread evenly over the gap, if staggered: no step stalls but the first."""
-        if "rank" not in group:
-            return {}
-        gap, pairs = group["update_proj_gap"], named(group, number)
-        offsets = [index * gap // len(pairs) if group["stagger"] else 0 for index in range(len(pairs))]
-        return {p: planned(name, p, group, offset) for (name, p), offset in zip(pairs, offsets, strict=True)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -69,12 +68,22 @@ class LowRank(Optimizer):
                 loss = closure()
         if self.window:  # all is done already
             return loss
+        self._notice()
+        self.meet()
         given = [(p, group) for group in self.param_groups for p in group["params"] if self.given(p)]
         for parameter, _ in given:
             self.check(parameter)
         for parameter, group in given:
             self.update(parameter, group)
+        self.met = False
         return loss
+
+    def meet(self) -> None:
+        """Average over processes what nobody else does, once a step."""
+        for parameter in () if self.met else self.apart:
+            average(parameter.grad)
+            average(self.state[parameter].get("core"))
+        self.met = True
 
     def given(self, parameter: Tensor) -> bool:
         """Whether there is something to update it with."""
@@ -92,30 +101,33 @@ class LowRank(Optimizer):
 
     def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """One parameter's step from its gradient, which is left as it is, or from the accumulated core."""
-        state, plan = self.state[parameter], self.plans.get(parameter)
-        step = steps(state)
-        with Written(parameter, _dice(parameter, plan, step, group)) as weight:
+        state, plan, rows = self.state[parameter], self.plans.get(parameter), self.rows.get(parameter)
+        step, mine = steps(state), parameter if rows is None else local(parameter)
+        state = state if rows is None else rows.opened(state)
+        with Written(mine, dice(mine, plan.name if plan else None, step, group)) as weight:
             if plan is None:
-                self._plain(state, weight, parameter.grad, step, group)  # type: ignore[arg-type]
-            elif not self._projected(state, weight, parameter.grad, step, group, plan):
-                step = -1
-        state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
+                gradient: Any = parameter.grad if rows is None else local(parameter.grad)
+                self._plain(state, weight, gradient, step, group)
+            else:
+                self._projected(state, weight, parameter, step, group, plan)
+        if rows is not None:
+            self.state[parameter] = rows.closed(state, self._divides(plan))
+
+    def _divides(self, plan: Plan | None) -> Collection[str]:
+        """Names of states that are divided as the weight is: those of R = G P, not those of R = P^T G."""
+        return () if plan is not None and 0 in plan.modes else self.inner.moments
 
     @torch.no_grad()
-    def absorb(self, parameter: Tensor, group: dict[str, Any], *, first: bool) -> None:
-        """Add the core of the gradient to what is accumulated, and free the gradient.
-
-        first: of a window; then the subspace is found anew from it, if that is due, and stays for the whole window.
-        """
+    def absorb(self, parameter: Tensor, group: dict[str, Any], *, find: bool) -> None:
+        """Add the core of the gradient to what is accumulated, and free the gradient; find: first, a new subspace."""
         state, plan, gradient = self.state[parameter], self.plans[parameter], parameter.grad
         assert gradient is not None
         parameter.grad = None
         seen = plan.seen(gradient)
-        if not seen.any():
-            return
-        if self.due(parameter) and (first or (not steps(state) and "core" not in state)):
-            refresh(state, seen, plan, steps(state), group, self.inner)
-        self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
+        if find and seen.any():
+            self._find(state, seen, steps(state), group, plan)
+        if begun(state):
+            self.accumulate(parameter, project(seen, self.bases(parameter, seen.dtype)))
 
     def accumulate(self, parameter: Tensor, core: Tensor) -> None:
         """Add a core to what the next update takes in place of the gradient's."""
@@ -129,63 +141,90 @@ class LowRank(Optimizer):
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale all gradients and accumulated cores so that their common norm is max_norm at most; the norm before.
-
-        A core's norm is that of the gradient's part in the subspace.
-        """
-        cores = (state["core"] for state in self.state.values() if "core" in state)
+        """Scale gradients and cores (parts of gradients) to a common norm of max_norm at most; returns that before."""
+        self.meet()
         given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        given += cores
+        given += [state["core"] for state in self.state.values() if "core" in state]
         norm = torch.nn.utils.get_total_norm(given)
         for value in given:
             value.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
-        return norm
+        return whole(norm)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; accumulated cores go, too."""
         super().zero_grad(set_to_none)
+        self.met = False
         for state in self.state.values():
             state.pop("core", None)
             state.pop("parts", None)
 
     def _plain(self, state: State, weight: Tensor, gradient: Tensor, step: int, group: dict[str, Any]) -> None:
         direction = self.inner(state, gradient.to(weight.dtype), step, group, weight)
-        shrink, kept = _decayed(group, direction)
+        shrink, kept = direction.decayed(group)
         weight.mul_(shrink).sub_(direction.core, alpha=direction.rate * kept)
+        state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
+
+    def _find(self, state: State, seen: Tensor, step: int, group: dict[str, Any], plan: Plan) -> None:
+        for name in () if begun(state) else state.keys() - {"parts"}:  # what was there to be loaded into
+            del state[name]
+        refresh(state, seen, plan, step, group, self.inner)
 
     def _projected(
-        self, state: State, weight: Tensor, gradient: Tensor | None, step: int, group: dict[str, Any], plan: Plan
-    ) -> bool:
-        """False if there is no subspace yet and the gradient, being zero, gives none: the weight waits for one."""
-        work, core = plan.seen(weight), state.pop("core", None)
-        seen = work if gradient is None else plan.seen(gradient)  # only rules that need it look at it
-        waits = False
-        if core is None and due(state, plan, step):
-            waits = not seen.any() and not step
-            if waits:
-                prepare(state, seen, plan, group)
-            elif seen.any():
-                refresh(state, seen, plan, step, group, self.inner)
+        self, state: State, weight: Tensor, parameter: Tensor, step: int, group: dict[str, Any], plan: Plan
+    ) -> None:
+        """Nothing happens if there is no subspace yet and the gradient, being zero, gives none.
+
+        Unless lr is 0: then torch.distributed.checkpoint asks for a state to load into, which is there with step 0.
+        """
+        gradient, rows, blank = parameter.grad, self.rows.get(parameter), False
+        work, seen, core = plan.seen(weight), plan.seen(weight), state.pop("core", None)
+        if gradient is not None:
+            seen = plan.seen(gradient if rows is None else local(gradient))
+            if core is None and due(state, plan, step):
+                everything = seen if rows is None else plan.seen(whole(gradient))
+                blank = not begun(state) and group["lr"] == 0 and not everything.any()
+                if blank or everything.any():
+                    self._find(state, torch.ones_like(everything) if blank else everything, step, group, plan)
+        if not begun(state):
+            return
+        work = work.clone() if blank else work
         bases = held(state, plan, work.dtype, work.device)
-        core = (project(seen, bases) if core is None else core).to(work.dtype)
-        direction = self.inner(state, core, step - int(state.get("begun", 0)), group, work)
-        left = (1.0, 1.0) if waits else _decayed(group, direction)
-        self.rule(Seen(work, seen, core, direction, bases, plan, state, *left), group)
-        return not waits
+        bases = bases if rows is None else rows.of_bases(bases)
+        core = project(seen, bases) if core is None else core
+        core = core if rows is None or 0 not in bases else rows.total(core)
+        direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
+        self.rule(
+            Seen(work, seen, core.to(work.dtype), direction, bases, plan, state, *direction.decayed(group), rows),
+            group,
+        )
+        state["step"] = torch.tensor(float(step + (not blank)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and each tensor row by row."""
+        found = super().state_dict()
+        return {**found, "state": {index: row_by_row(state) for index, state in found["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every tensor keeps its own dtype: 8-bit codes and float32 moments of bfloat16 weights.
 
         Raises ValueError, before anything is loaded, for a state of another rank, side or precision.
         """
+        self._notice()
         check_same_plan(self.param_groups, state_dict["param_groups"])
-        super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        saved = (
+            state_dict["state"].get(index, {}) for group in state_dict["param_groups"] for index in group["params"]
+        )
         ours = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved, ours, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                device = parameter.device if value.ndim else value.device
-                self.state[parameter][name] = value.to(device, copy=True)
+        pairs = list(zip(saved, ours, strict=False))  # torch raises if one is longer
+        for state, parameter in pairs:
+            check_same_bases(self.plans.get(parameter), state)
+        super().load_state_dict(state_dict)
+        for state, parameter in pairs:
+            rows, divided = self.rows.get(parameter), self._divides(self.plans.get(parameter))
+            for name, value in state.items():
+                kept = value.to(parameter.device if value.ndim or name == "limiter" else "cpu", copy=True)
+                kept = laid_out(name, kept)
+                self.state[parameter][name] = kept if rows is None or name not in divided else rows.placed(kept)
         self._replan()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,25 +232,17 @@ class LowRank(Optimizer):
         super().__setstate__(state)
         self._replan()
 
-    def _replan(self) -> None:
-        plans = (self._planned(group, number) for number, group in enumerate(self.param_groups))
-        self.plans = {parameter: plan for found in plans for parameter, plan in found.items()}
+    def _notice(self) -> None:
+        """Plans follow parameters that have been replaced in their groups, as accelerate does for FSDP2."""
+        firsts = [(group, p) for group in self.param_groups for p in group["params"][:1] if p not in self.plans]
+        if any("rank" in group or (is_divided(p) and p not in self.rows) for group, p in firsts):
+            self._replan()
 
-
-def steps(state: State) -> int:
-    """Updates made so far."""
-    return int(state.get("step", 0))
-
-
-def _decayed(group: dict[str, Any], direction: Direction) -> tuple[float, float]:
-    """What decay leaves of the weight, and of the update: all of it in torch, which decays first."""
-    shrink = 1 - direction.decay(group)
-    return shrink, shrink if group["convention"] == "authors" else 1.0
-
-
-def _dice(parameter: Tensor, plan: Plan | None, step: int, group: dict[str, Any]) -> torch.Generator | None:
-    """What rounds at random, if wanted: the same in every process, and after a resume."""
-    if not group["stochastic_rounding"]:
-        return None
-    seed = crc32(f"{plan.name if plan else tuple(parameter.shape)} {step}".encode())
-    return torch.Generator(parameter.device).manual_seed(seed)
+    def _replan(self, first: int = 0) -> None:
+        """Plans of the groups from that one on; of all of them, in place of all that there were."""
+        plans: dict[Tensor, Plan] = {}
+        rows: dict[Tensor, Rows] = {}
+        for number, group in enumerate(self.param_groups[first:], first):
+            plans |= plans_of(group, named(group, number))
+            rows |= rows_of(named(group, number), self.inner, group)
+        self.plans, self.rows = (self.plans | plans, self.rows | rows) if first else (plans, rows)

@@ -1,9 +1,10 @@
 """How one parameter's gradient is projected: read from its group once, and refused there if it cannot be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -36,13 +37,13 @@ class Plan:
             raise ValueError(
                 f"{self.name} of shape {self.shape} has one side only: leave it out of the groups that have a rank"
             )
-        if not 1 <= self.rank <= self.widest:
+        if not isinstance(self.rank, Integral) or not 1 <= self.rank <= self.widest:
             raise ValueError(
                 f"rank = {self.rank} of {self.name}, whose gradient is {' x '.join(map(str, self.shape))}: take "
                 f"1 <= rank <= {self.widest}, or leave it out of the groups that have a rank"
             )
-        if self.gap < 1 or not 0 <= self.offset < self.gap:
-            raise ValueError(f"update_proj_gap = {self.gap} of {self.name}: take 1 or more steps")
+        if not isinstance(self.gap, Integral) or self.gap < 1 or not 0 <= self.offset < self.gap:
+            raise ValueError(f"update_proj_gap = {self.gap} of {self.name}: take 1 or more whole steps")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale = {self.scale} of {self.name}: take a finite number > 0")
 
@@ -72,8 +73,8 @@ class Plan:
         return step == 0 or (step + self.offset) % self.gap == 0
 
     def seen(self, tensor: Tensor) -> Tensor:
-        """The parameter, or its gradient, in the shape that is projected: a view."""
-        return tensor.view(self.shape)
+        """The parameter, its gradient, or some of their rows, in the shape that is projected: a view if contiguous."""
+        return tensor if tensor.ndim == len(self.shape) else tensor.reshape(len(tensor), *self.shape[1:])
 
 
 def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0) -> Plan:
@@ -84,5 +85,14 @@ def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int 
     side, gap, scale = group["proj_type"], group["update_proj_gap"], group.get("alpha", group["scale"])
     shape = tuple(parameter.shape)
     if len(shape) > 2 and side != "tucker":
-        shape = (shape[0], parameter[0].numel())
+        shape = (shape[0], math.prod(shape[1:]))
     return Plan(name, shape, side, group["rank"], gap, scale, offset)
+
+
+def plans_of(group: Mapping[str, Any], named: Sequence[tuple[str, Tensor]]) -> dict[Tensor, Plan]:
+    """A group's plans. Refreshes are spread evenly over the gap, if staggered: no step stalls but the first."""
+    if "rank" not in group:
+        return {}
+    gap, count = group["update_proj_gap"], len(named)
+    offsets = [index * gap // count if group["stagger"] else 0 for index in range(count)]
+    return {p: planned(name, p, group, offset) for (name, p), offset in zip(named, offsets, strict=True)}

@@ -26,6 +26,7 @@ from torch import Tensor
 from .inner import Direction
 from .plan import Plan
 from .projection import Bases, back
+from .sharded import Rows
 from .states import State
 
 GROWTH = 1.01  # gamma, the most by which the residual's norm may grow in a step
@@ -48,11 +49,27 @@ class Seen:
     """What decay leaves of the weight, 1 - lr weight_decay."""
     kept: float = 1.0
     """What decay leaves of the update: as much if it comes after it, else all."""
+    rows: Rows | None = None
+    """Which ones weight and gradient are, if processes have divided them; the core is too, if columns are projected."""
 
     @property
     def rate(self) -> float:
         """Of the update, what decay leaves of it included."""
         return self.direction.rate * self.kept
+
+    def norm(
+        self, values: Tensor, mode: int | None = None, *, divided: bool, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """|values| along a mode, or of them all. divided: they have the weight's rows, of which these may be a part."""
+        norm = torch.linalg.vector_norm(values, dim=mode, keepdim=mode is not None, dtype=dtype)
+        if self.rows is None or mode == 1 or not divided:
+            return norm
+        return self.rows.total(norm.square_()).sqrt_()
+
+    def ratio(self, mode: int | None) -> Tensor:
+        """k = |N| / |R| along the mode that is projected, or of everything."""
+        one, other = (self.norm(t, mode, divided=0 not in self.bases) for t in (self.direction.core, self.core))
+        return one / (other + TINY)
 
 
 class Residual(Protocol):
@@ -86,11 +103,11 @@ class Scaled:
         leak, outside, correction = 1.0, alpha, seen.direction.rate / seen.direction.lr if seen.direction.lr else 1.0
         if group["variant"] == "code":  # which also compares norms without the bias correction
             leak, outside, correction = alpha, 1.0, 1.0
-        factors = _ratio(seen.direction.core, seen.core, mode)
+        factors = seen.ratio(mode)
         inside = torch.linalg.vector_norm(seen.core, dim=mode, keepdim=True).square_()
-        whole = torch.linalg.vector_norm(seen.gradient, dim=mode, keepdim=True, dtype=inside.dtype).square_()
+        whole = seen.norm(seen.gradient, mode, divided=True, dtype=inside.dtype).square_()
         norms = (whole - (2 * leak - leak**2) * inside).clamp_(min=0).sqrt_() * factors
-        factors *= _limited(seen.state, correction * torch.linalg.vector_norm(norms))
+        factors *= _limited(seen.state, correction * seen.norm(norms, divided=mode == 1))
         descend(seen, seen.direction.core.sub_(factors * seen.core), seen.rate * alpha)
         _subtract(seen, factors, seen.rate * outside)
 
@@ -105,9 +122,9 @@ class Rescaled:
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """W <- W - rate alpha^1/2 G diag k."""
         mode = seen.plan.modes[0] if self.by == "channel" else None
-        factors = _ratio(seen.direction.core, seen.core, mode)
-        norms = torch.linalg.vector_norm(seen.gradient, dim=mode, keepdim=True, dtype=factors.dtype) * factors
-        factors *= _limited(seen.state, torch.linalg.vector_norm(norms))
+        factors = seen.ratio(mode)
+        norms = seen.norm(seen.gradient, mode, divided=True, dtype=factors.dtype) * factors
+        factors *= _limited(seen.state, seen.norm(norms, divided=mode == 1))
         seen.weight.mul_(seen.shrink)
         _subtract(seen, factors, seen.rate * seen.plan.scale**0.5)
 
@@ -119,7 +136,7 @@ class Signed:
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """W <- W - rate (alpha P N + s sign S); at full rank S is rounding, and left out."""
-        if all(basis.shape[0] == basis.shape[1] for basis in seen.bases.values()):
+        if all(seen.plan.ranks[mode] == seen.plan.shape[mode] for mode in seen.plan.modes):
             descend(seen, seen.direction.core, seen.rate * seen.plan.scale)
             return
         signs = (seen.gradient - back(seen.core.to(seen.gradient.dtype), seen.bases)).sign_()
@@ -141,12 +158,6 @@ def descend(seen: Seen, core: Tensor, rate: float) -> None:
 def _subtract(seen: Seen, factors: Tensor, rate: float) -> None:
     """W <- W - rate G diag k."""
     seen.weight.addcmul_(seen.gradient.to(seen.weight.dtype), factors, value=-rate)
-
-
-def _ratio(direction: Tensor, core: Tensor, mode: int | None) -> Tensor:
-    """k = |N| / |R| along the mode that is projected, or of everything."""
-    one, other = (torch.linalg.vector_norm(t, dim=mode, keepdim=True) for t in (direction, core))
-    return one / (other + TINY)
 
 
 def _limited(state: State, norm: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
-"""Weights in half precision: steps are made in float32, and the result is rounded to the nearest, or at random."""
+"""Weights in half precision: steps are made in float32, and the result is rounded to the nearest, or at random.
 
+Kernels with strides of their own (channels_last) are copied, too: they have no view as a matrix."""
+
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -17,14 +22,16 @@ class Written:
         self.parameter, self.dice = parameter, dice
 
     def __enter__(self) -> Tensor:
-        self.weight = self.parameter.detach()
+        self.weight = self.own = self.parameter.detach()
         if self.weight.dtype in (torch.bfloat16, torch.float16):
             self.weight = self.weight.float()
+        if self.weight.ndim > 2:
+            self.weight = self.weight.contiguous()
         return self.weight
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None and self.weight.dtype is not self.parameter.dtype:
-            self.parameter.detach().copy_(self.weight if self.dice is None else at_random(self.weight, self.dice))
+        if kind is None and self.weight is not self.own:
+            self.own.copy_(self.weight if self.dice is None else at_random(self.weight, self.dice))
 
 
 def at_random(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -34,3 +41,11 @@ def at_random(values: Tensor, generator: torch.Generator) -> Tensor:
     """
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
     return (values.view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def dice(parameter: Tensor, name: str | None, step: int, group: Mapping[str, Any]) -> torch.Generator | None:
+    """What rounds at random, if wanted: the same in every process, and after a resume."""
+    if not group["stochastic_rounding"]:
+        return None
+    seed = crc32(f"{name or tuple(parameter.shape)} {step}".encode())
+    return torch.Generator(parameter.device).manual_seed(seed)
