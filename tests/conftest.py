@@ -30,8 +30,9 @@ class ByFigure(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         figure = re.search(r"test_figures\.py::.*\[(?:default-|full-)?([a-z_]+)\]$", nodeid)
-        if started := re.search(r"test_\w*distributed\.py|test_pretrain\.py::test_two_processes", nodeid):
-            return started[0]
+        file, _, test = nodeid.partition("::")
+        if file.endswith("distributed.py") or (file.endswith("test_pretrain.py") and "_processes" in test):
+            return file
         return "sweep" if "test_sweep.py" in nodeid else figure[1] if figure else nodeid
 
 
