@@ -81,7 +81,7 @@ def _cells(name: str, named: Named) -> list[Spec]:
     if not experiment.tuned:
         return cells
     choose: Callable[..., Spec] = pretrainings.chosen if name in PRETRAININGS else chosen
-    return [choose(cell, lambda found: records.read(found, named.results)) for cell in cells]
+    return [experiment.rated(cell, choose, lambda found: records.read(found, named.results)) for cell in cells]
 
 
 def _all(cells: Sequence[Spec], options: Options) -> int:

@@ -49,6 +49,13 @@ class Experiment:
     """All runs, in an order in which a part of them is already worth something; their lr is chosen later, if tuned."""
     tuned: bool = True
     """Whether `chosen` gives the cells' learning rates."""
+    times: Callable[[Any], float] = lambda cell: 1.0
+    """What a cell's chosen learning rate is multiplied by."""
+
+    def rated(self, cell: Any, choose: Callable[..., Any], read: Callable[[Any], Any]) -> Any:
+        """The cell with its learning rate."""
+        found = choose(cell, read)
+        return replace(found, lr=found.lr * self.times(cell))
 
 
 def grid(base: FineTune, seeds: int, **choices: tuple[Any, ...]) -> Cells:
@@ -122,6 +129,10 @@ def _rank(size: Size) -> Cells:
     return grid(base, 5, rank=(8, 2, 64, 4, 32, 16), method=("lora", "compressed"))
 
 
+def _rank_rates(size: Size) -> Cells:
+    return tuple(cell for cell in _rank(size) if cell.method == "compressed" and cell.rank != 8)
+
+
 def _forms(size: Size) -> Cells:
     base = replace(MINILM if size == "small" else replace(BERT, examples=16, steps=200), watch=True)
     return grid(base, 5, method=("compressed", "narrow", "wide", "lora"))
@@ -148,6 +159,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "outer": Experiment("Do outer factors from the gradient beat random ones, and what does gamma do?", _outer),
     "centre": Experiment("What if the first gradient is spent on the mean score?", _centre),
     "rank": Experiment("Is Deep LoRA robust to its rank where LoRA is not?", _rank),
+    "rank-rates": Experiment(
+        "Is it with a learning rate that falls as 1 / rank?", _rank_rates, times=lambda cell: 8 / cell.rank
+    ),
     "smollm2": Experiment("Does what holds for an encoder hold for a causal language model?", _smollm2),
     "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),
 }
@@ -162,7 +176,8 @@ def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS)
     def read(cell: FineTune) -> records.Record[FineTune] | None:
         return records.read(cell, results)
 
-    cells = [chosen(cell, read) for cell in EXPERIMENTS[name].cells(size) if cell.seed < seeds]
+    experiment = EXPERIMENTS[name]
+    cells = [experiment.rated(cell, chosen, read) for cell in experiment.cells(size) if cell.seed < seeds]
     found = [read(cell) for cell in cells]
     if missing := found.count(None):
         call = f"python -m lm_experiments {name}" + (" --size full, on a GPU" if size == "full" else "")

@@ -134,6 +134,14 @@ def test_what_a_figure_reads_is_every_run_or_an_error_that_says_what_to_run(tmp_
     assert [record.spec for record in recorded("fewshot", "small", 2, tmp_path)] == [c for c in cells if c.seed < 2]
 
 
+def test_rates_that_fall_with_the_rank_are_the_chosen_one_at_rank_8():
+    found, experiment = rated({method: rates[1] for method, rates in GRIDS.items()}), EXPERIMENTS["rank-rates"]
+    for cell in experiment.cells("small"):
+        assert experiment.rated(cell, chosen, found.get) == replace(cell, lr=GRIDS["compressed"][1] * 8 / cell.rank)
+    plain = EXPERIMENTS["rank"]
+    assert all(plain.rated(cell, chosen, found.get) == chosen(cell, found.get) for cell in plain.cells("small"))
+
+
 def test_a_grid_is_every_combination_a_seed_at_a_time():
     cells = grid(FineTune(), 2, rank=(2, 4), method=("lora", "narrow"))
     found = [(cell.rank, cell.method) for cell in cells]
