@@ -187,7 +187,7 @@ def test_citation_names_the_version_and_the_papers():
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     cited = {identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]}
-    assert cited == {"arXiv:2406.04112", "arXiv:2311.05061", "arXiv:2306.01154"}
+    assert cited == {f"arXiv:{n}" for n in ("2406.04112", "2311.05061", "2306.01154", "2403.03507", "2410.01623")}
 
 
 def test_changelog_has_the_version():
