@@ -95,7 +95,7 @@ def refreshing(optimizer: Optimizer) -> Call:
                 group["step"] = 10**9 - 1
         for state in optimizer.state.values():
             if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.tensor(1e9)  # a multiple of the gap, and not the first
             elif "step" in state:
                 state["step"] = 0
         optimizer.step()
@@ -116,6 +116,27 @@ def _storages(values: Iterable[Any]) -> Iterable[torch.UntypedStorage]:
             yield from _storages(value.values())
         elif hasattr(value, "__dict__"):
             yield from _storages(vars(value).values())
+
+
+def parity(ours: str, steps: int = 30) -> float:
+    """How far the weights end from the authors', relative, after as many steps with a refresh by SVD every seven."""
+    from lowdim.optimizers import FiraAdamW, GaLoreAdamW
+
+    kind = {OURS: GaLoreAdamW, OUR_FIRA: FiraAdamW}[ours]
+    scale = {"alpha": 0.25} if ours == OUR_FIRA else {"scale": 0.25}
+    authors = {"refresh": "exact", "moments": "keep", "stagger": False, "convention": "authors"}
+    ended = []
+    for name in (ours, PEER[ours]):
+        draw = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((24, 16), (16, 24), (20, 20))]
+        group = {"params": weights, "rank": 4, "update_proj_gap": 7, "proj_type": "std", "weight_decay": 0.1, **scale}
+        optimizer = kind([group], lr=0.01, **authors) if name == ours else makers()[name]([group])
+        for _ in range(steps):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=draw)
+            optimizer.step()
+        ended.append(torch.cat([weight.detach().flatten() for weight in weights]))
+    return float((ended[0] - ended[1]).norm() / ended[1].norm())
 
 
 def report(
