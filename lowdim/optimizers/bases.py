@@ -20,7 +20,6 @@ from .states import State, read, write
 Refresh = Literal["exact", "randomized", "warm", "random"]
 Moments = Literal["keep", "rotate", "reset"]
 Projector = Literal["fp32", "bf16", "int8", "seed"]
-TINY = 1e-30  # beside scales of columns that may be zero
 ALIKE, TIMES = 0.4, 5  # Q-GaLore: |cos| between leading directions that counts as unchanged, and how often in a row
 
 
@@ -37,7 +36,7 @@ def refresh(state: State, gradient: Tensor, plan: Plan, step: int, group: Mappin
     gradient: in the plan's shape, not zero. Raises ValueError for one that is not finite.
     """
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    before = held(state, plan, wide.dtype, wide.device) if step else {}
+    before = held(state, plan, wide.dtype, wide.device)
     if group["projector"] == "seed":
         state["drawn"] = torch.tensor(step)
         after = held(state, plan, wide.dtype, wide.device)
@@ -113,7 +112,7 @@ def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> Non
     if projector == "int8":
         scales = basis.abs().amax(0)
         state[f"{name}_scales"] = scales
-        state[name] = (basis / scales.clamp(min=TINY) * 127).round_().to(torch.int8)
+        state[name] = (basis / scales * 127).round_().to(torch.int8)
     else:
         state[name] = laid_out(name, basis.to(torch.bfloat16) if projector == "bf16" else basis)
 

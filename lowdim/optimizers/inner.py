@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..quantization.moments import CODECS, adam8bit_
-from .states import State, begun, in_bytes, in_place, write
+from .states import State, in_bytes, in_place, moment, write
 
 
 class Direction(NamedTuple):
@@ -60,7 +60,7 @@ class Adam:
         if in_bytes(core, group):
             found = self._in_bytes(state, core, step, group, group["eps"] / (1.0 if behind else root))
             return Direction(found.mul_(whole / root), rate, group["lr"])
-        first, second = (begun(state, name, core, group) for name in self.moments)
+        first, second = (moment(state, name, core, group) for name in self.moments)
         first.lerp_(core, 1 - beta1)
         second.mul_(beta2).addcmul_(core, core, value=1 - beta2)
         write(state, "exp_avg", first, group)
@@ -89,9 +89,9 @@ class Momentum:
         """The direction of SGD."""
         if not group["momentum"]:
             return Direction(core.clone(), group["lr"], group["lr"])
-        moment = begun(state, "momentum_buffer", core, group).mul_(group["momentum"]).add_(core)
-        write(state, "momentum_buffer", moment, group)
-        found = core.add(moment, alpha=group["momentum"]) if group["nesterov"] else moment.clone()
+        mean = moment(state, "momentum_buffer", core, group).mul_(group["momentum"]).add_(core)
+        write(state, "momentum_buffer", mean, group)
+        found = core.add(mean, alpha=group["momentum"]) if group["nesterov"] else mean.clone()
         return Direction(found, group["lr"], group["lr"])
 
 
@@ -120,7 +120,7 @@ class Adafactor:
         rate = adafactor_rate(step, group, weight)
         if group["beta1"] is None:
             return Direction(found, rate, rate)
-        mean = begun(state, "exp_avg", core, group).mul_(group["beta1"]).add_(found, alpha=(1 - group["beta1"]) * rate)
+        mean = moment(state, "exp_avg", core, group).mul_(group["beta1"]).add_(found, alpha=(1 - group["beta1"]) * rate)
         write(state, "exp_avg", mean, group)
         return Direction(mean.clone(), 1.0, rate)
 

@@ -20,7 +20,7 @@ from .inner import Inner
 from .plan import Plan, plans_of
 from .projection import Bases, project
 from .replicas import average
-from .residual import Residual, Seen
+from .residual import Residual, Seen, shrink_
 from .rounding import Written, dice
 from .sharded import Rows, is_divided, local, rows_of, whole
 from .states import State
@@ -161,7 +161,8 @@ class LowRank(Optimizer):
     def _plain(self, state: State, weight: Tensor, gradient: Tensor, step: int, group: dict[str, Any]) -> None:
         direction = self.inner(state, gradient.to(weight.dtype), step, group, weight)
         shrink, kept = direction.decayed(group)
-        weight.mul_(shrink).sub_(direction.core, alpha=direction.rate * kept)
+        shrink_(weight, shrink)
+        weight.sub_(direction.core, alpha=direction.rate * kept)
         state["step"] = torch.tensor(float(step + 1))  # as torch keeps it
 
     def _find(self, state: State, seen: Tensor, step: int, group: dict[str, Any], plan: Plan) -> None:

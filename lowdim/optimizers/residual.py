@@ -125,7 +125,7 @@ class Rescaled:
         factors = seen.ratio(mode)
         norms = seen.norm(seen.gradient, mode, divided=True, dtype=factors.dtype) * factors
         factors *= _limited(seen.state, seen.norm(norms, divided=mode == 1))
-        seen.weight.mul_(seen.shrink)
+        shrink_(seen.weight, seen.shrink)
         _subtract(seen, factors, seen.rate * seen.plan.scale**0.5)
 
 
@@ -145,6 +145,12 @@ class Signed:
         seen.weight.sub_(signs.to(seen.weight.dtype), alpha=rate)
 
 
+def shrink_(weight: Tensor, share: float) -> None:
+    """W <- share W, without a pass over it if nothing decays."""
+    if share != 1:
+        weight.mul_(share)
+
+
 def descend(seen: Seen, core: Tensor, rate: float) -> None:
     """W <- shrink W - rate back(core), for one mode of a matrix in one pass."""
     bases, weight = seen.bases, seen.weight
@@ -152,7 +158,8 @@ def descend(seen: Seen, core: Tensor, rate: float) -> None:
         ((mode, basis),) = bases.items()
         weight.addmm_(*((basis, core) if mode == 0 else (core, basis.mT)), beta=seen.shrink, alpha=-rate)
     else:
-        weight.mul_(seen.shrink).sub_(back(core, bases), alpha=rate)
+        shrink_(weight, seen.shrink)
+        weight.sub_(back(core, bases), alpha=rate)
 
 
 def _subtract(seen: Seen, factors: Tensor, rate: float) -> None:

@@ -19,7 +19,7 @@ SQUARES = "exp_avg_sq"
 SMALLEST = 4096  # elements; smaller moments stay in float32, as in bitsandbytes
 
 
-def begun(state: State, name: str, like: Tensor, group: Mapping[str, Any]) -> Tensor:
+def moment(state: State, name: str, like: Tensor, group: Mapping[str, Any]) -> Tensor:
     """The moment of that name; zeros of the shape of `like` at first."""
     return read(state, name, group).to(like.dtype) if name in state else torch.zeros_like(like)
 
