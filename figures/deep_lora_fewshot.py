@@ -127,6 +127,6 @@ def draw(data: Data) -> Figure:
     axes[0].set(ylabel="Pearson correlation")
     axes[1].set(ylabel="compressed less LoRA")
     axes[2].set(xlabel="step", ylabel="Pearson correlation")
-    axes[0].legend(loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     style.title(axes, "STS-B, MiniLM, rank 8", f"gain in {data.spec.seeds} pairs", f"{SHOWN} examples")
     return figure
