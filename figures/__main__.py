@@ -24,7 +24,7 @@ from sims.sweep import Sweep, in_process, workers
 
 OUT = Path(__file__).parent / "out"
 RECORDS = Path(__file__).parent / "records"
-NOT_FIGURES = {"__main__", "claims", "networks", "style"}
+NOT_FIGURES = {"__main__", "claims", "networks", "recorded", "style"}
 MOST_PROCESSES = 8  # unless --workers asks for more: each imports torch, which takes about 300 MB
 HELP = """usage: ./run figures [NAME ...] [--quick | --full] [--record] [--workers WHERE] [--fresh] [--field value ...]
 

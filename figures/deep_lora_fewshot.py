@@ -6,8 +6,8 @@ refuted at this scale. Both methods have rank 8 in all linear layers and 200 ste
 alike (`python -m lm_experiments rates`); pairs share seed, examples, batches, head and held-out half.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
+from figures.recorded import Recorded
 from lm_experiments.comparison import interval, scores
 from lm_experiments.experiments import recorded
 from sims.sweep import Sweep, in_process
@@ -27,25 +28,14 @@ SHOWN = 256  # examples of (c)
 
 
 @dataclass(frozen=True)
-class Spec:
-    """Which records are read: python -m lm_experiments fewshot makes them."""
+class Spec(Recorded):
+    """python -m lm_experiments fewshot makes the records."""
 
-    size: Literal["small", "full"] = "small"
-    """small: MiniLM. full: BERT-base, for a GPU."""
+    FEWEST: ClassVar = 6
+    FULL: ClassVar = 20
+
     seeds: int = 7
     """Pairs of runs for every number of examples."""
-
-    def __post_init__(self) -> None:
-        if self.seeds < 3:
-            raise ValueError(f"seeds = {self.seeds}: take 3 or more for an interval")
-
-    def quick(self) -> "Spec":
-        """Six pairs."""
-        return replace(self, seeds=6)
-
-    def full(self) -> "Spec":
-        """The paper's model and its 20 seeds."""
-        return replace(self, size="full", seeds=20)
 
 
 @dataclass(frozen=True, eq=False)

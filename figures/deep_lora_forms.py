@@ -9,8 +9,7 @@ Whether directions stand still depends on which are counted: the nearest of a la
 where it ends from step 50 on, the farthest is noise to the last, as a layer does not learn eight.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
+from figures.recorded import Recorded
 from lm_experiments.comparison import scores
 from lm_experiments.experiments import recorded
 from lm_experiments.records import Record
@@ -34,26 +34,8 @@ TAIL = 1e-2  # share of a layer's largest singular value from which on another o
 SMALLEST, LARGEST = 0, 1
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Which records are read: python -m lm_experiments forms makes them."""
-
-    size: Literal["small", "full"] = "small"
-    """small: MiniLM. full: BERT-base with 16 examples, for a GPU."""
-    seeds: int = 3
-    """Runs of each form."""
-
-    def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise ValueError(f"seeds = {self.seeds}: take 2 or more")
-
-    def quick(self) -> "Spec":
-        """Two runs of each form."""
-        return replace(self, seeds=2)
-
-    def full(self) -> "Spec":
-        """The paper's model, five seeds."""
-        return replace(self, size="full", seeds=5)
+class Spec(Recorded):
+    """python -m lm_experiments forms makes the records."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,7 @@ moves it no farther. A step of Adam moves each entry of Deep LoRA's r x r cores 
 in norm, by up to r times that: at rank 32 and 64 they do not train. With a rate that falls as 1 / r they do.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
+from figures.recorded import Recorded
 from lm_experiments.comparison import scores
 from lm_experiments.experiments import recorded
 from lm_experiments.records import Record
@@ -28,26 +28,8 @@ COLOURS = (style.RED, style.BLUE, style.GREEN)
 LAST = 30  # steps over which training losses are averaged
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Which records are read: python -m lm_experiments rank, and rank-rates, make them."""
-
-    size: Literal["small", "full"] = "small"
-    """small: MiniLM with 256 examples. full: BERT-base with 16, for a GPU."""
-    seeds: int = 3
-    """Runs of each kind and rank."""
-
-    def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise ValueError(f"seeds = {self.seeds}: take 2 or more")
-
-    def quick(self) -> "Spec":
-        """Two of each."""
-        return replace(self, seeds=2)
-
-    def full(self) -> "Spec":
-        """The paper's model, five seeds."""
-        return replace(self, size="full", seeds=5)
+class Spec(Recorded):
+    """python -m lm_experiments rank, and rank-rates, make the records."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,31 @@
+"""The Spec of figures that are drawn from committed records of language models' runs."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Which records are read; the figure's error names the command that makes those that are missing."""
+
+    FEWEST: ClassVar = 2
+    """Seeds of the quick figure."""
+    FULL: ClassVar = 5
+    """The paper's."""
+
+    size: Literal["small", "full"] = "small"
+    """small: MiniLM or SmolLM2, on a CPU. full: the paper's models and sizes, for a GPU."""
+    seeds: int = 3
+    """Runs of each kind."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2:
+            raise ValueError(f"seeds = {self.seeds}: take 2 or more for an interval")
+
+    def quick(self) -> Self:
+        """As few seeds as the claims need."""
+        return replace(self, seeds=self.FEWEST)
+
+    def full(self) -> Self:
+        """The paper's model and its seeds."""
+        return replace(self, size="full", seeds=self.FULL)
