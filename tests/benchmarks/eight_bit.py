@@ -1,10 +1,11 @@
-"""Whole Adam steps on 8-bit moments against bitsandbytes and torch's fused float32 Adam, and what codes lose.
+"""Whole Adam steps on 8-bit moments against bitsandbytes, torchao and torch's fused float32 Adam; what codes lose.
 
 Errors are those of the moments M and sqrt(V) of one tensor, Gaussian values times log-normal sizes, coded once as the
 optimizer codes them.
 """
 
 import importlib.util
+import shutil
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from lowdim.quantization import CODECS, Quantized, adam8bit_
 from tests.benchmarks.tables import digits, table
 from tests.benchmarks.timing import Call, medians
 
-FUSED, THEIRS = "torch fused Adam", "bitsandbytes Adam8bit"
+FUSED, THEIRS, COMPILED = "torch fused Adam", "bitsandbytes Adam8bit", "torchao AdamW8bit"
 OURS = {f"8-bit Adam, {name}": codec for name, codec in CODECS.items()}
 POWER = next(iter(OURS))
 Decoded = tuple[torch.Tensor, torch.Tensor]
 
 
-def available() -> bool:
-    """Whether bitsandbytes is there."""
-    return importlib.util.find_spec("bitsandbytes") is not None
+def available(name: str) -> bool:
+    """Whether it is there; torchao's also needs a compiler, for half a minute."""
+    if name == COMPILED:
+        return importlib.util.find_spec("torchao") is not None and shutil.which("c++") is not None
+    return name != THEIRS or importlib.util.find_spec("bitsandbytes") is not None
 
 
 def parameter(size: int) -> torch.nn.Parameter:
@@ -41,6 +44,10 @@ def training(name: str, size: int) -> tuple[torch.nn.Parameter, Call]:
         from bitsandbytes.optim import Adam8bit
 
         return trained, Adam8bit([trained]).step
+    if name == COMPILED:
+        from torchao.optim import AdamW8bit
+
+        return trained, AdamW8bit([trained], lr=torch.tensor(1e-3)).step
     codec, update, count = OURS[name], torch.empty(size), 0
     state = codec.zeros(trained)
 
@@ -55,7 +62,7 @@ def training(name: str, size: int) -> tuple[torch.nn.Parameter, Call]:
 
 def names() -> list[str]:
     """Of all calls that can be made here."""
-    return [FUSED, *[THEIRS] * available(), *OURS]
+    return [name for name in (FUSED, THEIRS, COMPILED, *OURS) if available(name)]
 
 
 def decoded(name: str, mean: torch.Tensor) -> Decoded:
@@ -99,19 +106,21 @@ def report(rounds: int, sizes: tuple[int, ...] = (10_000, 1_000_000)) -> Any:
         "call", "elements", "time [ms]", "theirs / own", "own / fused", "bytes", "M [%]", "mean [%]", "root V [%]",
         "mean [%]",
     )  # fmt: skip
-    lines = []
+    lines: list[str] = []
     for size in sizes:
         times = medians({name: training(name, size)[1] for name in names()}, rounds)
         for name, own in times.items():
             ratio = digits(times[THEIRS] / own) if THEIRS in times else ""
-            lost = () if name == FUSED else map(digits, errors(name, size))
+            lost = () if name in (FUSED, COMPILED) else map(digits, errors(name, size))
             shown.add_row(
                 name, str(size), digits(own * 1e3), ratio, digits(own / times[FUSED]), digits(state_bytes(name, size)),
                 *lost,
             )  # fmt: skip
+        if size == sizes[-1] and COMPILED in times:
+            lines.append(f"{POWER}, times faster than {COMPILED}: reached {digits(times[COMPILED] / times[POWER])}")
         if size == sizes[-1] and THEIRS in times:
             better = all(ours <= theirs for ours, theirs in zip(errors(POWER, size), errors(THEIRS, size), strict=True))
-            lines = [
+            lines += [
                 f"{POWER}, times faster than {THEIRS}: target >= 3: reached {digits(times[THEIRS] / times[POWER])}",
                 f"{POWER}, all four errors at most those of {THEIRS}: target True: reached {better}",
             ]

@@ -1,4 +1,8 @@
-"""A backward pass that forms cores in place of gradients, against torch's, on a 60M LLaMA with random weights."""
+"""A backward pass that forms cores in place of gradients, against torch's, on a 60M LLaMA with random weights.
+
+The head, 512 x 32,000, costs as much as all layers' gradients do and is not projected, so that counting products allows
+no more than 1.19 times at rank 64; with a vocabulary of bytes, 1.36.
+"""
 
 import importlib.util
 from dataclasses import dataclass
@@ -77,24 +81,26 @@ def waiting(model: nn.Module, optimizer: Any) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
 
-def report(rounds: int, sizes: tuple[Size, ...] = (Size(), Size(rank=128))) -> tuple[list[Any], list[str]]:
+SIZES = (Size(), Size(words=257), Size(rank=128))
+
+
+def report(rounds: int, sizes: tuple[Size, ...] = SIZES) -> tuple[list[Any], list[str]]:
     """A table, and what was aimed at."""
     shown = table(
-        "forward and backward of a 60M LLaMA, float32", "rank", "tokens", "plain [s]", "plain / cores",
+        "forward and backward of a 60M LLaMA, float32", "rank", "tokens", "words", "plain [s]", "plain / cores",
         "gradients [MB]", "cores / gradients",
     )  # fmt: skip
-    reached = []
+    lines = []
     for size in sizes:
         made = {name: passes(name, size) for name in (PLAIN, CORES)}
         times = medians({name: call for name, (call, _, _) in made.items()}, rounds)
         bytes_ = {name: waiting(model, optimizer) for name, (_, model, optimizer) in made.items()}
         ratios = times[PLAIN] / times[CORES], bytes_[CORES] / bytes_[PLAIN]
-        reached.append(ratios)
         shown.add_row(
-            str(size.rank), f"{size.batch} x {size.tokens}", digits(times[PLAIN]), digits(ratios[0]),
+            str(size.rank), f"{size.batch} x {size.tokens}", str(size.words), digits(times[PLAIN]), digits(ratios[0]),
             digits(bytes_[PLAIN] / 1e6), digits(ratios[1]),
         )  # fmt: skip
-    return [shown], [
-        f"galore_backward, times faster than {PLAIN}: target >= 1.25: reached {digits(reached[0][0])}",
-        f"galore_backward, gradient memory of projected weights: target <= 0.25: reached {digits(reached[0][1])}",
-    ]
+        what = f"galore_backward, rank {size.rank}, {size.words} words"
+        lines.append(f"{what}, times faster than {PLAIN}: target >= 1.25: reached {digits(ratios[0])}")
+        lines.append(f"{what}, gradient memory of projected weights: target <= 0.25: reached {digits(ratios[1])}")
+    return [shown], lines
