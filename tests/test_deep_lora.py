@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import PeftType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from transformers import BatchEncoding
 from transformers.pytorch_utils import Conv1D
 
 import lowdim.adapters
@@ -384,6 +385,23 @@ def test_groups_are_those_of_the_active_adapters():
     assert all(("other" in n) == (id(p) in listed) for n, p in model.named_parameters() if "deep_lora" in n)
 
 
+def test_gamma_does_not_thaw_what_was_loaded_for_inference_or_frozen_on_purpose(saved):
+    loaded = lowdim.adapters.load(net(), saved)
+    with pytest.raises(ValueError, match="no parameter that trains"):
+        deep_lora_parameter_groups(loaded, 0.1, gamma=0.5)
+    assert not any(p.requires_grad for n, p in loaded.named_parameters() if "deep_lora" in n)
+    loaded.set_adapter("default")  # now it trains, at the gamma that was given
+    assert [group["lr"] for group in deep_lora_parameter_groups(loaded, 0.1)] == [0.1, 0.05]
+
+
+def test_gamma_reaches_adapters_that_were_injected_without_a_peft_model():
+    model = inject_adapter_in_model(config(), net())
+    assert [group["lr"] for group in deep_lora_parameter_groups(model, 1.0, gamma=0.5)] == [1.0, 0.5]
+    (cores,) = deep_lora_parameter_groups(model, 1.0, gamma=0.0)
+    assert names(model, cores["params"]) == {"deep_lora_cores"}
+    assert model.peft_config["default"].gamma == 0
+
+
 @pytest.mark.parametrize("arguments", [{"lr": 0.0}, {"lr": float("inf")}, {"lr": 1.0, "gamma": -1.0}])
 def test_impossible_rates_are_refused(arguments):
     with pytest.raises(ValueError, match="take a finite lr > 0 and a finite gamma >= 0"):
@@ -463,7 +481,7 @@ def refused(message: str, dataloader=None, loss=loss_fn, model=None, **options) 
 
 def test_a_layer_without_a_gradient_is_named_and_no_layer_is_changed():
     model = get_peft_model(net(), config(target_modules=[*LAYERS, "unused"]))
-    refused(r"the gradient is zero in 'base_model.model.unused' \(1 of 5 layers\): .*exclude_modules", model=model)
+    refused(r"the gradient is zero in 'unused' \(1 of 5 layers\): .*exclude_modules", model=model)
 
 
 def test_layers_behind_a_cut_are_named():
@@ -474,15 +492,13 @@ def test_layers_behind_a_cut_are_named():
             return self.last(torch.tanh(self.shared(hidden)))
 
     model = get_peft_model(Cut().double(), config())
-    refused(r"gradient is zero in 'base_model.model.first', 'base_model.model.second' \(2 of 4 layers\)", model=model)
+    refused(r"gradient is zero in 'first', 'second' \(2 of 4 layers\)", model=model)
 
 
 def test_gradients_that_are_not_finite_are_named():
     inputs, outputs = batch()
     outputs[3, 2] = torch.nan
-    refused(
-        r"the gradient is not finite in 'base_model.model.first'.*\(4 of 4 layers\): is the batch", [(inputs, outputs)]
-    )
+    refused(r"the gradient is not finite in 'first'.*\(4 of 4 layers\): is the batch", [(inputs, outputs)])
 
 
 @pytest.mark.parametrize(
@@ -491,7 +507,11 @@ def test_gradients_that_are_not_finite_are_named():
         ([], loss_fn, "no batch in list: give a data loader with at least one, or a batch"),
         (3, loss_fn, "no batch in int"),
         ([batch()], None, "a batch of type tuple: give a mapping of model inputs, or a loss_fn"),
-        ([{"inputs": batch()[0]}], None, "the loss is None: give labels in the batch, or a loss_fn"),
+        (
+            [{"inputs": batch()[0]}],
+            None,
+            r"by default it is model\(\*\*batch\).loss, so give labels",
+        ),
         ([batch()], lambda model, rows: model(rows[0]), "the loss is no scalar"),
         ([batch()], lambda model, rows: torch.ones(()), "does not depend on any adapted layer"),
     ],
@@ -508,8 +528,61 @@ def test_adapters_without_a_compressed_form_are_refused():
         initialize_deep_lora_weights(net(), [batch()], loss_fn)
     merged = get_peft_model(net(), config())
     merged.merge_adapter()
-    refused(r"'base_model.model.first' has adapters merged into its weight: call unmerge_adapter\(\)", model=merged)
+    refused(r"'first' has adapters merged into its weight: call unmerge_adapter\(\)", model=merged)
     refused("take 'exact' or 'randomized'", method="warm")
+
+
+def test_adapters_that_would_lose_what_they_learned_and_models_without_weights_are_refused(saved):
+    refused("'default' was loaded for inference.*is_trainable=True", model=lowdim.adapters.load(net(), saved))
+    empty = get_peft_model(net().to("meta"), config(), low_cpu_mem_usage=True)
+    with pytest.raises(ValueError, match="layer 'first' is on the meta device: load the model's weights first"):
+        initialize_deep_lora_weights(empty, [batch()], loss_fn)
+
+
+def test_names_in_errors_are_those_that_exclude_modules_takes():
+    model = get_peft_model(net(), config(target_modules=[*LAYERS, "unused"]))
+    with pytest.raises(ValueError, match="the gradient is zero in") as raised:
+        initialize_deep_lora_weights(model, [batch()], loss_fn)
+    (named,) = re.findall(r"'([\w.]+)'", str(raised.value))
+    initialize_deep_lora_weights(
+        get_peft_model(net(), config(target_modules=[*LAYERS, "unused"], exclude_modules=[named])), [batch()], loss_fn
+    )
+
+
+class Rows(nn.Module):
+    """One layer that sees the rows of a batch one by one, or all of them."""
+
+    def __init__(self, *, apart: bool) -> None:
+        super().__init__()
+        self.layer, self.apart = nn.Linear(6, 5, bias=False), apart
+        self.layer.weight.data = torch.linspace(-1, 1, 30).view(5, 6)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.layer(row) for row in inputs]) if self.apart else self.layer(inputs)
+
+
+def test_vectors_align_as_batches_do():
+    rows, found = torch.linspace(0, 1, 42).sin().view(7, 6), []
+    for apart in (True, False):
+        model = get_peft_model(Rows(apart=apart), DeepLoraConfig(rank=2, target_modules=["layer"]))
+        initialize_deep_lora_weights(model, rows, lambda model, x: model(x).square().mean(), method="exact")
+        found.append(layers(model)["layer"].factors("default"))
+    torch.testing.assert_close(found[0].left, found[1].left, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[0].right, found[1].right, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_keep_their_type_and_are_not_changed():
+    inputs, outputs = batch()
+    rows = BatchEncoding({"inputs": inputs, "outputs": outputs})
+
+    def loss(model, batch):
+        assert batch is not rows
+        return loss_fn(model, (batch.inputs, batch["outputs"]))
+
+    model = get_peft_model(net(), config())
+    initialize_deep_lora_weights(model, [rows], loss, method="exact")
+    assert rows.inputs is inputs
+    assert torch.equal(layers(model)["last"].factors("default").left, layers(aligned())["last"].factors("default").left)
 
 
 # checkpoints and versions
@@ -564,6 +637,23 @@ def test_half_written_checkpoints_are_named_and_the_model_stays_as_it_was(what, 
     assert not hasattr(model, "peft_config")
     aligned().save_pretrained(saved)
     assert layers(lowdim.adapters.load(model, saved))
+
+
+@pytest.mark.parametrize("what", ["weights cut in the data", "a parameter missing", "another rank"])
+def test_a_further_adapter_is_loaded_whole_or_not_at_all(what, saved):
+    model = lowdim.adapters.load(net(), saved)
+    state, message = set(model.state_dict()), broken(saved, what)
+    with pytest.raises(ValueError, match=message):
+        lowdim.adapters.load(model, saved, adapter_name="second")
+    assert set(model.state_dict()) == state
+    assert (set(model.peft_config), model.active_adapter) == ({"default"}, "default")
+    with pytest.raises(ValueError, match="the model has an adapter 'default' already"):
+        lowdim.adapters.load(model, saved)
+    aligned().save_pretrained(saved / "inside")
+    model = lowdim.adapters.load(model, saved, adapter_name="second", subfolder="inside")
+    assert set(model.peft_config) == {"default", "second"}
+    for layer in layers(model).values():
+        assert torch.equal(layer.factors("default").left, layer.factors("second").left)
 
 
 def python(program: str, *arguments: str) -> subprocess.CompletedProcess:

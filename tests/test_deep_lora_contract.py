@@ -304,6 +304,24 @@ def test_autocast_computes_the_product_of_cores_in_single_precision(form):
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
+def test_safe_merge_refuses_adapters_that_overflow_together():
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)).half(), DeepLoraConfig(rank=2, target_modules=["0"]))
+    model.add_adapter("two", DeepLoraConfig(rank=2, target_modules=["0"]))
+    (layer,) = layers(model)
+    for name in ("default", "two"):
+        for factor in (*layer.outer(name), *layer.cores(name)):
+            torch.nn.init.eye_(factor.data)
+        layer.outer(name)[1].data.mul_(40_000)  # float16 ends at 65,504
+    weight = layer.get_base_weight().clone()
+    model.merge_adapter(["default"], safe_merge=True)
+    model.unmerge_adapter()
+    layer.set_base_weight(weight)
+    with pytest.raises(ValueError, match="adapter 'two' makes the weight of '0' NaN or infinite"):
+        model.merge_adapter(["default", "two"], safe_merge=True)
+    assert torch.equal(layer.get_base_weight(), weight)
+    assert not layer.merged
+
+
 @each_form
 def test_safe_merge_refuses_nan_and_leaves_every_layer_unmerged(form):
     model = visible(form, "bert")
@@ -380,6 +398,14 @@ SUMS = {
     "on other layers, of other depths": [("compressed", {"target_modules": "ONE"}), ("narrow", {"seed": 1})],
     "on other layers": [("compressed", {"target_modules": "ONE"}), ("compressed", {"seed": 1})],
 }
+
+
+def test_a_sum_adapts_the_layers_of_its_summands_and_no_namesakes():
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "inner": nn.ModuleDict({"a": nn.Linear(3, 3)})})
+    wrapped = get_peft_model(model, DeepLoraConfig(rank=4, target_modules="a", init_weights=False))
+    wrapped.add_weighted_adapter(["default"], [2.0], "sum")
+    (layer,) = layers(wrapped)
+    assert close(layer.get_delta_weight("sum"), 2 * layer.get_delta_weight("default"))
 
 
 @pytest.mark.parametrize("kind", SUMS)

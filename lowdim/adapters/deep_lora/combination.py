@@ -1,6 +1,7 @@
 """Sums of adapters, exact on Delta W."""
 
 import math
+import re
 from dataclasses import replace
 
 import torch
@@ -37,7 +38,8 @@ def combine(
     fits = min(min(layer.shape) for layer in layers)
     if rank is not None and not 1 <= rank <= fits:
         raise ValueError(f"rank = {rank}: the smallest layer of {adapters} allows 1 <= rank <= {fits}")
-    config = replace(_shape(configs, fits, rank), target_modules={layer.layer_name for layer in layers})
+    names = "|".join(re.escape(layer.layer_name) for layer in layers)  # a pattern: names in a list match as endings
+    config = replace(_shape(configs, fits, rank), target_modules=names)
     model.peft_config[adapter_name] = config
     try:
         model.inject_adapter(model.model, adapter_name)

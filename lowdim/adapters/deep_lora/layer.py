@@ -65,10 +65,16 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def set_gamma(self, adapter_name: str, gamma: float) -> None:
-        """The rate of left and right relative to the cores'; at 0 they are frozen, and stay so under set_adapter."""
+        """The rate of left and right relative to the cores'; at 0 they are frozen, and stay so under set_adapter.
+
+        Where the cores do not train, left and right do not either.
+        """
         self.gamma[adapter_name] = gamma
         frozen = () if gamma else ("deep_lora_right", "deep_lora_left")
         self.frozen_peft_weight_names[adapter_name] = frozen
+        trains = any(core.requires_grad for core in self.cores(adapter_name))
+        for factor in self.outer(adapter_name):
+            factor.requires_grad_(trains and gamma > 0)
 
     def outer(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The first and the last factor, right^T and left."""
@@ -89,17 +95,15 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):
     def set_factors(self, adapter_name: str, factors: Narrow) -> None:
         """Overwrite the parameters in place, so that an optimizer that holds them goes on with them."""
         right, left = self.outer(adapter_name)
-        for held, new in zip(
-            (*self.cores(adapter_name), right, left),
-            (*factors.cores, factors.right.mT, factors.left),
-            strict=True,
-        ):
-            if held.shape != new.shape:
-                raise ValueError(
-                    f"a factor of shape {tuple(new.shape)} for one of {tuple(held.shape)} in adapter "
-                    f"{adapter_name!r}: give the factors of an adapter with the same configuration"
-                )
-            held.copy_(new)
+        held = (*self.cores(adapter_name), right, left)
+        new = (*factors.cores, factors.right.mT, factors.left)
+        if shapes := [(tuple(n.shape), tuple(h.shape)) for h, n in zip(held, new, strict=True) if h.shape != n.shape]:
+            raise ValueError(
+                f"a factor of shape {shapes[0][0]} for one of {shapes[0][1]} in adapter {adapter_name!r}: give the "
+                "factors of an adapter with the same configuration"
+            )
+        for old, factor in zip(held, new, strict=True):
+            old.copy_(factor)
 
     def folded(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """right^T (width, inputs) and s left C_L ... C_1 (outputs, width): LoRA's two factors.
@@ -155,31 +159,34 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters (by default the active ones) to the weight; safe_merge refuses a sum that is not finite."""
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.deep_lora_left]
         if safe_merge:
-            self.check_sum(names)
-        for name in names:
-            self.set_base_weight(self._sum(name))
-            self.merged_adapters.append(name)
+            self.check_sum(self.active_adapters if adapter_names is None else adapter_names)
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.deep_lora_left:
+                self.set_base_weight(self._sum(self.get_base_weight(), name))
+                self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Subtract what was merged, the last first; exact up to the rounding of the weight's precision."""
         while self.merged_adapters:
-            self.set_base_weight(self._sum(self.merged_adapters.pop(), sign=-1))
+            self.set_base_weight(self._sum(self.get_base_weight(), self.merged_adapters.pop(), sign=-1))
 
     def check_sum(self, adapter_names: list[str]) -> None:
-        """Raise ValueError if the weight with one of these adapters added is NaN or infinite."""
+        """Raise ValueError if adding these adapters to the weight, one after the other, makes it NaN or infinite."""
+        total: Tensor | None = None
         for name in adapter_names:
-            if name in self.deep_lora_left and not torch.isfinite(self._sum(name)).all():
-                raise ValueError(
-                    f"adapter {name!r} makes the weight of {self.layer_name!r} NaN or infinite, so it was not merged: "
-                    "go back to a checkpoint from before it diverged"
-                )
+            if name in self.deep_lora_left and name not in self.merged_adapters:
+                total = self._sum(self.get_base_weight() if total is None else total, name)
+                if not torch.isfinite(total).all():
+                    raise ValueError(
+                        f"adapter {name!r} makes the weight of {self.layer_name!r} NaN or infinite, so it was not "
+                        "merged: go back to a checkpoint from before it diverged"
+                    )
 
     @torch.no_grad()
-    def _sum(self, adapter_name: str, sign: int = 1) -> Tensor:
-        """The weight plus an adapter, computed in single precision at least and rounded to the weight's."""
-        weight, delta = self.get_base_weight(), self.get_delta_weight(adapter_name)
+    def _sum(self, weight: Tensor, adapter_name: str, sign: int = 1) -> Tensor:
+        """A weight plus an adapter, computed in single precision at least and rounded to the weight's."""
+        delta = self.get_delta_weight(adapter_name)
         return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -91,20 +91,6 @@ class DeepLoraModel(BaseTuner):
         if unknown := set(adapter_names) - set(self.peft_config) - {PLAIN}:
             raise ValueError(f"adapter_names holds {sorted(unknown)}: take from {[*self.peft_config, PLAIN]}")
 
-    def set_gamma(self, adapter_name: str, gamma: float) -> None:
-        """The rate of an active compressed adapter's left and right relative to its cores'; 0 freezes them.
-
-        It is saved with the adapter. The optimizer's groups are made from it by `deep_lora_parameter_groups`.
-        """
-        config = self.peft_config[adapter_name]
-        assert isinstance(config, DeepLoraConfig)
-        config.gamma = gamma
-        for layer in self.modules():
-            if isinstance(layer, DeepLoraLinear) and adapter_name in layer.gamma:
-                layer.set_gamma(adapter_name, gamma)
-                for factor in layer.outer(adapter_name):
-                    factor.requires_grad_(gamma > 0)
-
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """As PEFT's, but safe_merge looks at all layers before it merges the first."""
         self._check_sums(adapter_names, safe_merge)
@@ -124,8 +110,7 @@ class DeepLoraModel(BaseTuner):
     def _check_sums(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         for layer in self.modules():
             if safe_merge and isinstance(layer, DeepLoraLinear):
-                wanted = layer.active_adapters if adapter_names is None else adapter_names
-                layer.check_sum([name for name in wanted if name not in layer.merged_adapters])
+                layer.check_sum(layer.active_adapters if adapter_names is None else adapter_names)
 
     def add_weighted_adapter(
         self,
