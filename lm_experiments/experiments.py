@@ -28,6 +28,7 @@ SMOLLM2 = FineTune(
     precision="bf16",
 )
 BERT = FineTune(model="google-bert/bert-base-cased", examples=1024, steps=1000, every=100, held_out=0)
+T5 = replace(BERT, model="google-t5/t5-base")
 TUNING = (100, 101, 102)
 """The seeds that choose learning rates."""
 GRIDS: dict[str, tuple[float, ...]] = {
@@ -85,6 +86,9 @@ def _tuned_on(size: Size) -> Iterator[tuple[FineTune, tuple[str, ...]]]:
     yield replace(base, task="stsb"), (*both, "narrow", "wide")
     yield replace(base, task="sst2"), both
     yield _causal(size), both
+    if size == "full":
+        yield replace(T5, task="stsb"), both
+        yield replace(T5, task="sst2"), both
 
 
 def _tries(base: FineTune, method: str) -> Cells:
@@ -120,8 +124,8 @@ def _fewshot(size: Size) -> Cells:
 
 def _glue(size: Size) -> Cells:
     tasks = ("sst2", "rte", "mrpc", "qnli", "mnli", "qqp") + (() if size == "small" else ("cola", "stsb"))
-    base = replace(_encoder(size), held_out=400 if size == "small" else 0)
-    return grid(base, 10, task=tasks, method=("lora", "compressed"))
+    bases = (replace(MINILM, held_out=400),) if size == "small" else (BERT, T5)
+    return tuple(cell for base in bases for cell in grid(base, 10, task=tasks, method=("lora", "compressed")))
 
 
 def _rank(size: Size) -> Cells:
@@ -148,6 +152,11 @@ def _outer(size: Size) -> Cells:
     return cells + grid(_encoder(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
 
 
+def _epsilon(size: Size) -> Cells:
+    tries = [cell for cell in _rates(size) if (cell.task, cell.method) == ("stsb", "compressed")]
+    return tuple(replace(cell, eps=1e-14) for cell in tries if cell.model == _encoder(size).model)
+
+
 def _smollm2(size: Size) -> Cells:
     return grid(_causal(size), 5 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
 
@@ -158,6 +167,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "forms": Experiment("Does the compressed form learn as the wide one does, and the narrow one more slowly?", _forms),
     "outer": Experiment("Do outer factors from the gradient beat random ones, and what does gamma do?", _outer),
     "centre": Experiment("What if the first gradient is spent on the mean score?", _centre),
+    "epsilon": Experiment(
+        "What if Adam's epsilon lies below the first gradients of the compressed form?", _epsilon, tuned=False
+    ),
     "rank": Experiment("Is Deep LoRA robust to its rank where LoRA is not?", _rank),
     "rank-rates": Experiment(
         "Is it with a learning rate that falls as 1 / rank?", _rank_rates, times=lambda cell: 8 / cell.rank

@@ -50,7 +50,7 @@ class Run(Loop[FineTune]):
 
     def __init__(self, setting: Setting, model: nn.Module, body: nn.Module, folder: Path, here: Processes) -> None:
         spec = setting.spec
-        optimizer = torch.optim.AdamW(parameter_groups(model, spec), eps=1e-6, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameter_groups(model, spec), eps=spec.eps, weight_decay=0.0)
         super().__init__(spec, model, body, optimizer, folder, here, len(setting.train), setting.fingerprint)
         self.setting, self.watch = setting, Watch(spec)
 

@@ -14,12 +14,12 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 @dataclass(frozen=True)
 class FineTune:
-    """One model, one task, a few examples, one method. AdamW without weight decay, epsilon 1e-6, no warm-up.
+    """One model, one task, a few examples, one method. AdamW without weight decay, no warm-up.
 
     Every field is part of what is recorded; where the data lie is not, since their hash is.
     """
 
-    SHOWN: ClassVar = ("model", "task", "method", "rank", "examples", "gamma", "centre", "lr")
+    SHOWN: ClassVar = ("model", "task", "method", "rank", "examples", "gamma", "centre", "eps", "lr")
     """Fields that get a column of a table if they differ between the runs."""
     TOLD: ClassVar = ("gamma", "lr")
     """Fields that are told of runs which differ in nothing but the seed, beside their name."""
@@ -51,6 +51,8 @@ class FineTune:
     """A score's head starts at the mean score; otherwise the first gradient says little else than that mean."""
     head_lr: float = 1e-3
     """The same for every method, so that methods differ in the adapter alone."""
+    eps: float = 1e-6
+    """Adam's epsilon; the paper's. The first gradients of Deep LoRA's cores are far smaller: 1e-12 to 1e-6."""
     decay: float = 1.0
     """Learning rate at the last step over that at the first, linear between; 1 keeps it constant."""
     steps: int = 200
@@ -85,7 +87,7 @@ class FineTune:
         for name, low in {**least, "every": 1, "held_out": 0, "seed": 0}.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} = {getattr(self, name)}: take {low} or more")
-        for name in ("scale", "alpha", "lr", "head_lr"):
+        for name in ("scale", "alpha", "lr", "head_lr", "eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: take a finite number > 0")
         if not 0 <= self.gamma < float("inf") or not 0 <= self.decay <= 1:
