@@ -89,6 +89,11 @@ def _all(cells: Sequence[Spec], options: Options) -> int:
     from lm_experiments.loop import Diverged, Stopped
     from lm_experiments.processes import processes
 
+    if options.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            sys.exit("--tensorboard needs a package that is not here: pip install tensorboard")
     failed: dict[Spec, Exception] = {}
     with processes() as here:
         console = Console(stderr=True, quiet=not here.first, highlight=False, markup=False, soft_wrap=True)

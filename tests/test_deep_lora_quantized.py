@@ -5,10 +5,10 @@ Skipped where bitsandbytes or torchao is not installed.
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from lowdim.adapters import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights, load
+from lowdim.adapters import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights, load, to_lora
 from lowdim.adapters.deep_lora.layer import DeepLoraLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # both packages warn about the machines that they are not on
@@ -91,7 +91,7 @@ def test_a_quantized_base_trains_merges_disables_and_comes_back(base, rounding, 
     assert losses[-1].item() < losses[0].item()
     assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     model.save_pretrained(tmp_path)
-    with torch.no_grad():  # from here on: bitsandbytes packs the weights of a CPU model once it is only read
+    with torch.no_grad():  # from here on bitsandbytes packs the weights of a CPU model
         plain, trained = base()(rows()).float(), model.eval()(rows()).float()
         assert torch.linalg.norm(trained - plain) > 0.1
         with model.disable_adapter():
@@ -100,6 +100,43 @@ def test_a_quantized_base_trains_merges_disables_and_comes_back(base, rounding, 
         merged = load(base(), tmp_path).merge_and_unload(safe_merge=True)
         assert type(merged.one) is type(base().one)
         assert torch.linalg.norm(merged(rows()).float() - trained) < rounding * torch.linalg.norm(trained)
+
+
+@each_base
+def test_several_adapters_of_a_quantized_base_mix_add_up_and_leave_as_lora(base, rounding):
+    model = get_peft_model(base(), config("compressed", init_weights=False)).eval()
+    model.add_adapter("two", config("compressed", init_weights=False, seed=1))
+    inputs, alone = rows()[:2], {}
+    with torch.no_grad():
+        for name in ("default", "two"):
+            model.set_adapter(name)
+            alone[name] = model(inputs)
+        mixed = model(inputs, adapter_names=["two", "default"])
+        torch.testing.assert_close(mixed[0], alone["two"][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(mixed[1], alone["default"][1], atol=1e-4, rtol=1e-4)
+        model.add_weighted_adapter(["default", "two"], [0.5, -0.5], "sum")
+        for layer in layers(model):
+            parts = [layer.get_delta_weight(name) for name in ("default", "two", "sum")]
+            torch.testing.assert_close(parts[2], (parts[0] - parts[1]) / 2, atol=1e-5, rtol=1e-5)
+        exported, state = to_lora(model, "two")
+        lora = get_peft_model(base(), exported).eval()
+        assert isinstance(exported, LoraConfig)
+        assert not set_peft_model_state_dict(lora, state).unexpected_keys
+        torch.testing.assert_close(lora(inputs), alone["two"], atol=1e-4, rtol=1e-4)
+
+
+@each_base
+def test_what_was_merged_into_a_quantized_base_comes_out_again(base, rounding):
+    model = get_peft_model(base(), config("narrow", init_weights=False)).eval()
+    with torch.no_grad():
+        adapted = model(rows()).float()
+        with model.disable_adapter():
+            plain = model(rows()).float()
+        model.merge_adapter()
+        model.unmerge_adapter()
+        assert torch.linalg.norm(model(rows()).float() - adapted) < rounding * torch.linalg.norm(adapted)
+        with model.disable_adapter():
+            assert torch.linalg.norm(model(rows()).float() - plain) < rounding * torch.linalg.norm(plain)
 
 
 @each_base

@@ -486,6 +486,13 @@ def test_a_signal_ends_all_runs_and_the_same_command_goes_on(tiny, capsys):
     assert "stopped by a signal; the same call goes on from here" in capsys.readouterr().err
 
 
+def test_tensorboard_that_is_not_installed_is_named_before_any_run(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit, match="pip install tensorboard"):
+        main([*tiny.line, "--tensorboard", "--seeds", "1"])
+    assert not tiny.runs.exists()
+
+
 def test_tensorboard_gets_every_loss_and_lies_outside_the_runs_own_folder(tiny, monkeypatch):
     """A stand-in for torch.utils.tensorboard, whose package is 130 MB; claim() refuses folders with foreign files."""
     written = []

@@ -163,25 +163,36 @@ class DeepLoraLinear(nn.Module, BaseTunerLayer):
             self.check_sum(self.active_adapters if adapter_names is None else adapter_names)
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.deep_lora_left:
-                self.set_base_weight(self._sum(self.get_base_weight(), name))
+                self.set_base_weight(self._sum(self._weight(), name))
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Subtract what was merged, the last first; exact up to the rounding of the weight's precision."""
         while self.merged_adapters:
-            self.set_base_weight(self._sum(self.get_base_weight(), self.merged_adapters.pop(), sign=-1))
+            self.set_base_weight(self._sum(self._weight(), self.merged_adapters.pop(), sign=-1))
 
     def check_sum(self, adapter_names: list[str]) -> None:
         """Raise ValueError if adding these adapters to the weight, one after the other, makes it NaN or infinite."""
         total: Tensor | None = None
         for name in adapter_names:
             if name in self.deep_lora_left and name not in self.merged_adapters:
-                total = self._sum(self.get_base_weight() if total is None else total, name)
+                total = self._sum(self._weight() if total is None else total, name)
                 if not torch.isfinite(total).all():
                     raise ValueError(
                         f"adapter {name!r} makes the weight of {self.layer_name!r} NaN or infinite, so it was not "
                         "merged: go back to a checkpoint from before it diverged"
                     )
+
+    def _weight(self) -> Tensor:
+        """The base weight, not quantized.
+
+        On some CPUs bitsandbytes packs 4-bit weights at the first evaluation; PEFT reads them as if it had not. Their
+        state_dict unpacks them.
+        """
+        base = self.get_base_layer()
+        if getattr(getattr(getattr(base, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+            base.state_dict()
+        return self.get_base_weight()
 
     @torch.no_grad()
     def _sum(self, weight: Tensor, adapter_name: str, sign: int = 1) -> Tensor:
