@@ -158,7 +158,11 @@ def _epsilon(size: Size) -> Cells:
 
 
 def _smollm2(size: Size) -> Cells:
-    return grid(_causal(size), 5 if size == "small" else 10, rank=(8, 2, 32), method=("lora", "compressed"))
+    return grid(_causal(size), 5 if size == "small" else 10, method=("lora", "compressed"))
+
+
+def _smollm2_ranks(size: Size) -> Cells:
+    return grid(_causal(size), 5 if size == "small" else 10, rank=(2, 32), method=("lora", "compressed"))
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -175,6 +179,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Is it with a learning rate that falls as 1 / rank?", _rank_rates, times=lambda cell: 8 / cell.rank
     ),
     "smollm2": Experiment("Does what holds for an encoder hold for a causal language model?", _smollm2),
+    "smollm2-ranks": Experiment("Is either method robust to its rank there?", _smollm2_ranks),
     "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),
 }
 
