@@ -113,6 +113,17 @@ def test_outer_factors_hold_the_leading_singular_vectors_of_the_dense_gradient(s
             torch.testing.assert_close(core, 1e-3 * torch.eye(rank, dtype=core.dtype))
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_first_gradient_of_every_core_is_what_the_outer_factors_see_times_the_other_cores(depth):
+    model, gradients = aligned(depth=depth, scale=0.01).eval(), dense_gradients(net(), batch())
+    loss_fn(model, batch()).backward()
+    for name, layer in layers(model).items():
+        factors = layer.factors("default")
+        expected = 0.01 ** (depth - 1) * factors.left.mT @ gradients[name] @ factors.right
+        for core in layer.cores("default"):  # the adapter is not quite 0, but 0.01^depth
+            assert torch.linalg.norm(core.grad - expected) < 0.01 * torch.linalg.norm(expected)
+
+
 def test_the_first_training_step_goes_down_the_gradient_and_not_a_random_way():
     """With small cores, the change of the loss is what the aligned subspace sees of G, and a random one sees less."""
 
