@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.claims import Claim
 from lm_experiments.comparison import interval, scores
-from lm_experiments.experiments import recorded
+from lm_experiments.registry import recorded
 from sims.sweep import Sweep, in_process
 
 LORA, DEEP = 0, 1

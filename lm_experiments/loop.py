@@ -179,7 +179,7 @@ class Loop(ABC, Generic[S]):
         if np.isfinite(loss) and bool(torch.isfinite(norm)):
             return norm
         bad = [name for name, value in there.items() if not bool(torch.isfinite(whole(value)).all())]
-        raise self._diverged(step, "the loss" if not np.isfinite(loss) else (bad or ["the gradients' norm"])[0])
+        raise self._diverged(step, "the loss" if not np.isfinite(loss) else (bad or ["the total norm"])[0])
 
     def _diverged(self, step: int, what: str) -> Diverged:
         advice = f"take a smaller lr than {self.spec.lr:g}" if step else "are the model's weights whole?"

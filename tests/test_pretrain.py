@@ -224,8 +224,8 @@ def test_cores_are_there_in_place_of_gradients_and_the_common_norm_is_cut(folder
 def test_a_run_that_diverges_in_the_backward_pass_says_so(folder, tmp_path, options):
     with pytest.raises(Diverged, match=r"step \d of tiny-files-galore-.* is not finite; take a smaller lr than 1e\+30"):
         run(of("galore", lr=1e30, warmup=0.0, **options), tmp_path, folder, save_every=1)
-    saved = checkpoints.latest(tmp_path).tensors
-    assert all(torch.isfinite(weight).all() for key, weight in saved.items() if key.startswith("model/"))
+    saved = checkpoints.latest(tmp_path)  # none, if the norm of weights of 1e30 is no number already
+    assert all(torch.isfinite(tensor).all() for tensor in (saved.tensors.values() if saved else ()))
 
 
 @pytest.mark.parametrize(
