@@ -124,10 +124,7 @@ class Pretrain(OptimizerSpec):
     The learning rate rises linearly, then falls as a cosine. Defaults are GaLore's for C4, but for size and text.
     """
 
-    SHOWN: ClassVar = (
-        "model", "text", "optimizer", "rank", "gap", "scale", "refresh", "moments", "state", "layerwise",
-        "low_rank_backward", "lr",
-    )  # fmt: skip
+    SHOWN: ClassVar = ("model", "text", "optimizer", "rank", "gap", "scale", "refresh", "moments", "state", "lr")
     TOLD: ClassVar = ("lr",)
     metric: ClassVar = "perplexity"
 
@@ -165,8 +162,8 @@ class Pretrain(OptimizerSpec):
     held_out: int = 256
     """Rows of held-out text to evaluate on at most, evenly spread; 0 takes all."""
     watch: bool = False
-    """Record what the gradients of targets are like, and their leading `rank` directions, at every evaluation. It keeps
-    moments of a full and of a low-rank Adam in float32, whatever the optimizer, and multiplies small matrices."""
+    """Record what the gradients of targets are like, and their leading `rank` directions, at every evaluation. Costs
+    the moments of a full and of a low-rank Adam in float32, beside the optimizer's own, and some of the time."""
     seed: int = 0
     """Of weights and of the order of rows."""
 

@@ -72,31 +72,33 @@ class Watch:
         overlap and held are left out of the first call, and what is said of factors before the first step.
         """
         measured: dict[str, Any] = {}
-        matrices = torch.tensor([[float(s["full matrix"]), float(s["low matrix"])] for s in self._followed()]).mT
+        of_layers = self._layers()  # before the factors are forgotten
         for name, gradient in found.items():
             state = self.state.setdefault(name, {})
-            for quantity, value in {**self._shape(state, gradient), **_similarity(state)}.items():
+            for quantity, value in {**self._shape(state, gradient), **_columns(state)}.items():
                 measured.setdefault(quantity, []).append(_rounded(value))
-        if matrices.numel():
-            cosine, correlation = _alike(*matrices)
-            measured |= {"cosine_of_layers": _rounded(cosine), "correlation_of_layers": _rounded(correlation)}
-        return measured
+        return measured | {quantity: _rounded(value) for quantity, value in of_layers.items()}
 
-    def _followed(self) -> list[dict[str, Tensor]]:
-        return [state for state in self.state.values() if "full matrix" in state]
+    def _layers(self) -> dict[str, float]:
+        """How alike the factors of whole matrices are, over layers."""
+        seen = [state for state in self.state.values() if "full matrix" in state]
+        if not seen:
+            return {}
+        cosine, correlation = _alike(*(torch.stack([s[f"{kind} matrix"] for s in seen]) for kind in ("full", "low")))
+        return {"cosine_of_layers": cosine, "correlation_of_layers": correlation}
 
     def _basis(self, gradient: Tensor) -> Tensor:
         return leading_subspace(gradient, min(self.spec.rank, len(gradient)))
 
     def _shape(self, state: dict[str, Tensor], gradient: Tensor) -> dict[str, float]:
-        """Of one gradient; all 0 if it is 0. Its basis is kept."""
-        basis, energy = self._basis(gradient), max(_energy(gradient), LEAST)
+        """Of one gradient, whose basis is kept; 0 but for the overlap if it is 0."""
+        basis, energy = self._basis(gradient), _energy(gradient)
         core, before = basis.mT @ gradient, state.get("basis")
         state["basis"] = basis
-        found = {"stable": energy / max(_energy(core[0]), LEAST), "leading": _energy(core) / energy}
+        found = {"stable": energy / max(_energy(core[0]), LEAST), "leading": _energy(core) / max(energy, LEAST)}
         if before is not None:
             found["overlap"] = _energy(before.mT @ basis) / basis.shape[1]
-            found["held"] = _energy(before.mT @ gradient) / energy
+            found["held"] = _energy(before.mT @ gradient) / max(energy, LEAST)
         return found
 
 
@@ -114,8 +116,8 @@ def _factor(direction: Tensor, gradient: Tensor, dim: int | None = None) -> Tens
     return next(norms) / (next(norms) + TINY)
 
 
-def _similarity(state: dict[str, Tensor]) -> dict[str, float]:
-    """Of the factors of a layer's columns since the last time, which are forgotten."""
+def _columns(state: dict[str, Tensor]) -> dict[str, float]:
+    """How alike the factors of a layer's columns are, since the last time; they are forgotten, and its matrix's."""
     if "full columns" not in state:
         return {}
     cosine, correlation = _alike(state.pop("full columns"), state.pop("low columns"))

@@ -463,6 +463,17 @@ def test_two_processes_train_as_one_does(folder, tmp_path, two, name):
     assert {key: t.shape for key, t in kept.tensors.items()} == {key: t.shape for key, t in expected.tensors.items()}
 
 
+@pytest.mark.parametrize("name", ["ddp watch", "fsdp watch"])
+def test_two_processes_watch_the_gradients_of_the_whole_batch(folder, tmp_path, two, name):
+    changes, _ = RUNS[name]
+    alone, together = run(spec(**changes), tmp_path, folder)["gradients"], two[1][0][name]["gradients"]
+    assert together["layers"] == alone["layers"]
+    for one, other in zip(alone["at"], together["at"], strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_allclose(other[key], one[key], rtol=0.02, atol=0.01)
+
+
 def test_both_processes_find_the_same(two):
     assert two[1][0] == two[1][1]
 
