@@ -11,6 +11,7 @@ from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
 from lm_experiments.processes import Parallel, Processes
 from lm_experiments.runs import Pretrain
 from lowdim.optimizers import Apollo, ApolloMini, FiraAdamW, Frugal, GaLoreAdamW, galore_backward, parameter_groups
+from lowdim.optimizers.pipeline import LowRank
 
 CLASSES = {
     "galore": GaLoreAdamW,
@@ -46,6 +47,7 @@ def prepared(body: nn.Module, spec: Pretrain, here: Processes, parallel: Paralle
         model = here.wrapped(body, parallel)
         return model, optimizer(model, spec)
     made = optimizer(body.to(here.device), spec)
+    assert isinstance(made, LowRank)  # the spec sees to that
     if spec.low_rank_backward:
         galore_backward(body, made)
     return body if spec.layerwise else here.wrapped(body, parallel), made

@@ -236,17 +236,20 @@ def test_a_run_that_diverges_in_the_backward_pass_says_so(folder, tmp_path, opti
             1,
             r"step 1 of .*: the gradient of .*up_proj\.weight is not finite, and its sub",
         ),
+        ("", 2, r"step 2 of .*: the loss is not finite; take a smaller lr than"),
         ("model.norm", 3, r"step 3 of .*: model\.norm\.weight after its update is not finite; take a smaller lr"),
     ],
 )
-def test_a_layerwise_gradient_that_is_no_number_spoils_no_checkpoint(folder, tmp_path, monkeypatch, layer, at, message):
-    """The root of zero is finite, and its slope is not."""
+def test_a_layerwise_step_that_is_no_number_spoils_no_checkpoint(folder, tmp_path, monkeypatch, layer, at, message):
+    """A loss, or a gradient alone: the root of zero is finite, and its slope is not."""
     honest, calls = Run.loss, []
 
     def steep(self, indices):
         calls.append(None)
-        weight = self.body.get_submodule(layer).weight
-        return honest(self, indices) + ((weight.sum() * 0).sqrt() if len(calls) == at else 0)
+        loss = honest(self, indices)
+        if len(calls) < at:
+            return loss
+        return loss + (self.body.get_submodule(layer).weight.sum() * 0).sqrt() if layer else loss * math.nan
 
     monkeypatch.setattr(Run, "loss", steep)
     with pytest.raises(Diverged, match=message):
