@@ -17,7 +17,7 @@ from figures import style
 from figures.claims import Claim
 from figures.recorded import Recorded
 from lm_experiments.comparison import interval, scores
-from lm_experiments.experiments import recorded
+from lm_experiments.registry import recorded
 from sims.sweep import Sweep, in_process
 
 LORA, DEEP = 0, 1

@@ -19,8 +19,8 @@ from figures import style
 from figures.claims import Claim
 from figures.recorded import Recorded
 from lm_experiments.comparison import scores
-from lm_experiments.experiments import recorded
 from lm_experiments.records import Record
+from lm_experiments.registry import recorded
 from lm_experiments.runs import FineTune
 from sims.sweep import Sweep, in_process
 

@@ -15,10 +15,9 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from lm_experiments import pretrainings, records
-from lm_experiments.experiments import EXPERIMENTS, chosen
+from lm_experiments import records
 from lm_experiments.options import Finetuning, Named, Options, Pretraining
-from lm_experiments.pretrainings import PRETRAININGS
+from lm_experiments.registry import NAMED, rated
 from lm_experiments.runs import FineTune, Spec
 from lm_experiments.summary import label, summary
 
@@ -49,10 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if name in ("--help", "-h"):
         said = {name: line for name, (_, line) in OWN.items()} | {"memory": MEMORY}
-        said |= {name: experiment.question for name, experiment in (EXPERIMENTS | PRETRAININGS).items()}
+        said |= {name: experiment.question for name, experiment in NAMED.items()}
         print(HELP + "\n".join(fill(f"  {n:14} {line}", 80, subsequent_indent=17 * " ") for n, line in said.items()))
         return 0
-    names = [*OWN, "memory", *EXPERIMENTS, *PRETRAININGS]
+    names = [*OWN, "memory", *NAMED]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         sys.exit(f"no experiment is called {name!r}; did you mean {near!r}? There are: {', '.join(names)}")
@@ -76,12 +75,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _cells(name: str, named: Named) -> list[Spec]:
     """The runs of a named experiment, with the learning rates that were chosen for them; ValueError without those."""
-    experiment = (EXPERIMENTS | PRETRAININGS)[name]
-    cells = [cell for cell in experiment.cells(named.size) if cell.seed % 100 < named.seeds]
-    if not experiment.tuned:
-        return cells
-    choose: Callable[..., Spec] = pretrainings.chosen if name in PRETRAININGS else chosen
-    return [experiment.rated(cell, choose, lambda found: records.read(found, named.results)) for cell in cells]
+    cells = [cell for cell in NAMED[name].cells(named.size) if cell.seed % 100 < named.seeds]
+    return rated(name, cells, lambda found: records.read(found, named.results))
 
 
 def _all(cells: Sequence[Spec], options: Options) -> int:

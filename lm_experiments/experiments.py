@@ -7,7 +7,6 @@ core, of an H200 2 s; "full" are the paper's models and sizes, for a GPU, and we
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm_experiments import records
@@ -182,21 +181,3 @@ EXPERIMENTS: dict[str, Experiment] = {
     "smollm2-ranks": Experiment("Is either method robust to its rank there?", _smollm2_ranks),
     "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),
 }
-
-
-def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS) -> list[records.Record[FineTune]]:
-    """The records of an experiment's runs whose seed is below `seeds`, in the order of its cells.
-
-    Raises ValueError, with the command that makes them, if some are not there.
-    """
-
-    def read(cell: FineTune) -> records.Record[FineTune] | None:
-        return records.read(cell, results)
-
-    experiment = EXPERIMENTS[name]
-    cells = [experiment.rated(cell, chosen, read) for cell in experiment.cells(size) if cell.seed < seeds]
-    found = [read(cell) for cell in cells]
-    if missing := found.count(None):
-        call = f"python -m lm_experiments {name}" + (" --size full, on a GPU" if size == "full" else "")
-        raise ValueError(f"{missing} of {len(found)} runs of {name!r} have no record yet: {call} (see README)")
-    return [record for record in found if record is not None]

@@ -74,6 +74,11 @@ class Loop(ABC, Generic[S]):
         self.folder, self.here, self.examples, self.fingerprint = folder, here, examples, fingerprint
         self.seconds = 0.0
 
+    @property
+    def parts(self) -> int:
+        """Into which each process divides its share of a batch: as many in all of them."""
+        return min(self.spec.accumulate, self.spec.batch // self.here.size)
+
     @abstractmethod
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
         """The mean loss over these examples."""
@@ -85,6 +90,21 @@ class Loop(ABC, Generic[S]):
     @abstractmethod
     def evaluated(self, step: int) -> dict[str, Any]:
         """What the held-out examples say after a step, for the metrics."""
+
+    def backward(self, step: int, loss: Tensor) -> None:
+        """Of a part of a batch, whose loss counts as much as the part is of the batch."""
+        torch.autograd.backward(loss)
+
+    def to_check(self) -> dict[str, Tensor]:
+        """What must be finite for the optimizer to go on, as a message calls it."""
+        return {f"the gradient of {name}": p.grad for name, p in self.body.named_parameters() if p.grad is not None}
+
+    def cut(self, norm: Tensor) -> None:
+        """Gradients of this norm, to `clip` at most."""
+        torch.nn.utils.clip_grads_with_norm_(self.body.parameters(), self.clip, norm)
+
+    def seen(self, step: int) -> None:
+        """Called when gradients are what the optimizer will see."""
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint needs beside all that trains."""
@@ -125,14 +145,13 @@ class Loop(ABC, Generic[S]):
     def _step(self, step: int) -> float:
         """One of the optimizer; the loss before it. Dropout depends on seed, step and process alone."""
         clock = time.process_time()
-        torch.manual_seed(crc32(f"{self.spec.seed} {self.here.rank} {step}".encode()))  # torch takes 32 bits of a seed
-        self.model.train()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.rate(step)
         loss = self._gradients(step)
         norm = self._check(step, loss)
         if self.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.body.parameters(), self.clip, norm)
+            self.cut(norm)
+        self.seen(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.seconds += time.process_time() - clock
@@ -141,24 +160,26 @@ class Loop(ABC, Generic[S]):
     def _gradients(self, step: int) -> float:
         """Accumulate those of the mean loss over the batch; the loss."""
         here, batch = self.here, self.spec.batch
+        torch.manual_seed(crc32(f"{self.spec.seed} {here.rank} {step}".encode()))  # torch takes 32 bits of a seed
+        self.model.train()
         indices = order(self.examples, batch, self.spec.seed, step)[here.rank :: here.size]
-        parts = np.array_split(indices, min(self.spec.accumulate, batch // here.size))  # as many in every process
+        parts = np.array_split(indices, self.parts)
         total = torch.zeros((), device=here.device)
         for number, part in enumerate(parts, 1):
             with here.together(self.model, last=number == len(parts)):
                 loss = self.loss(part) * len(part) / batch
-                torch.autograd.backward(loss * here.size)  # DDP and FSDP take the mean over processes
+                self.backward(step, loss * here.size)  # DDP and FSDP take the mean over processes
             total += loss.detach()
         return here.total(total)
 
     def _check(self, step: int, loss: float) -> Tensor:
-        """The gradients' norm; raises Diverged, in every process or in none, before anything is spoilt."""
-        gradients = {name: p.grad for name, p in self.body.named_parameters() if p.grad is not None}
-        norm = whole(torch.nn.utils.get_total_norm(gradients.values()))
+        """The norm of `to_check`; raises Diverged, in every process or in none, before anything spoilt is saved."""
+        there = self.to_check()
+        norm = whole(torch.nn.utils.get_total_norm(there.values()))
         if np.isfinite(loss) and bool(torch.isfinite(norm)):
             return norm
-        bad = [f"the gradient of {name}" for name, g in gradients.items() if not bool(torch.isfinite(whole(g)).all())]
-        raise self._diverged(step, "the loss" if not np.isfinite(loss) else (bad or ["the gradients' norm"])[0])
+        bad = [name for name, value in there.items() if not bool(torch.isfinite(whole(value)).all())]
+        raise self._diverged(step, "the loss" if not np.isfinite(loss) else (bad or ["the total norm"])[0])
 
     def _diverged(self, step: int, what: str) -> Diverged:
         advice = f"take a smaller lr than {self.spec.lr:g}" if step else "are the model's weights whole?"

@@ -8,7 +8,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
-from lowdim.optimizers import Apollo, ApolloMini, FiraAdamW, Frugal, GaLoreAdamW, parameter_groups
+from lm_experiments.processes import Parallel, Processes
+from lm_experiments.runs import Pretrain
+from lowdim.optimizers import Apollo, ApolloMini, FiraAdamW, Frugal, GaLoreAdamW, galore_backward, parameter_groups
+from lowdim.optimizers.pipeline import LowRank
 
 CLASSES = {
     "galore": GaLoreAdamW,
@@ -32,6 +35,22 @@ def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     random = {"refresh": "random"} if spec.optimizer.startswith("apollo") else {"refresh": spec.refresh}
     how = {**random, "moments": spec.moments, "state": spec.state, "weight_decay": spec.weight_decay}
     return CLASSES[spec.optimizer](groups, lr=spec.lr, **how)
+
+
+def prepared(body: nn.Module, spec: Pretrain, here: Processes, parallel: Parallel) -> tuple[nn.Module, Optimizer]:
+    """The model as the processes share it, and its optimizer.
+
+    Cores are averaged by the optimizer, and DistributedDataParallel must know of them when it wraps the model. Nobody
+    wraps a model of layer-wise updates: they average each gradient as it arrives.
+    """
+    if not spec.low_rank_backward and not spec.layerwise:
+        model = here.wrapped(body, parallel)
+        return model, optimizer(model, spec)
+    made = optimizer(body.to(here.device), spec)
+    assert isinstance(made, LowRank)  # the spec sees to that
+    if spec.low_rank_backward:
+        galore_backward(body, made)
+    return body if spec.layerwise else here.wrapped(body, parallel), made
 
 
 def state_bytes(optimizer: Optimizer) -> int:

@@ -16,7 +16,7 @@ class OptimizerSpec:
     optimizer: OptimizerName = "adamw"
     """adamw; lora (frozen targets + B A), low-rank (targets B A), both with all else full; or a low-rank optimizer."""
     rank: int = 64
-    """r. adamw ignores it, as all that follows but lr and weight_decay; apollo-mini's is 1."""
+    """r. adamw ignores it, as all that follows but lr and weight_decay, if nobody watches; apollo-mini's is 1."""
     gap: int = 200
     """Steps from one subspace to the next."""
     scale: float = 0.25

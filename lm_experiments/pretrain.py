@@ -9,15 +9,19 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from lm_experiments import llama, models
 from lm_experiments.factored import factored, frozen
-from lm_experiments.loop import Loop, Report, begin
-from lm_experiments.optimize import optimizer, state_bytes
+from lm_experiments.loop import Diverged, Loop, Report, begin
+from lm_experiments.optimize import prepared, state_bytes
 from lm_experiments.processes import Parallel, Processes, fill, whole
 from lm_experiments.runs import Pretrain
 from lm_experiments.tasks import streams
 from lm_experiments.tasks.streams import Text
+from lm_experiments.watch_gradients import Watch, gradients
+from lowdim.optimizers import layerwise
+from lowdim.optimizers.pipeline import LowRank
 
 EVALUATED = 16  # rows in a batch of evaluation
 POINTS = 200  # of a loss curve in a record
@@ -37,9 +41,12 @@ def pretrain(
 
     source: the file or folder of the text "files". save_every, report, and what is raised: as `finetune` has it.
     """
+    if parallel == "fsdp" and (spec.layerwise or spec.low_rank_backward):
+        raise ValueError("parallel = 'fsdp' reduces whole gradients: layerwise and low_rank_backward need 'ddp'")
     begin(spec, folder, here, parallel, save_every)
     body, text = started(spec, source)
-    run = Run(spec, text, here.wrapped(body, parallel), body, folder, here)
+    model, optimizer = prepared(body, spec, here, parallel)
+    run = Run(spec, text, model, body, optimizer, folder, here)
     return run.found(run.train(save_every, report))
 
 
@@ -66,12 +73,24 @@ class Run(Loop[Pretrain]):
     """Of any optimizer, on the rows of a text."""
 
     def __init__(
-        self, spec: Pretrain, text: Text, model: nn.Module, body: nn.Module, folder: Path, here: Processes
+        self,
+        spec: Pretrain,
+        text: Text,
+        model: nn.Module,
+        body: nn.Module,
+        optimizer: Optimizer,
+        folder: Path,
+        here: Processes,
     ) -> None:
-        super().__init__(spec, model, body, optimizer(model, spec), folder, here, len(text.train), text.fingerprint)
-        self.text, self.clip = text, spec.clip
+        super().__init__(spec, model, body, optimizer, folder, here, len(text.train), text.fingerprint)
+        self.text, self.clip, self.watch = text, spec.clip, Watch(spec)
         if here.size > len(self._evaluation):
             raise ValueError(f"{len(self._evaluation)} held-out rows for {here.size} processes: take as many")
+
+    @property
+    def _low_rank(self) -> LowRank:
+        assert isinstance(self.optimizer, LowRank)  # the spec sees to that
+        return self.optimizer
 
     @property
     def _evaluation(self) -> Integer[np.ndarray, " rows"]:
@@ -98,6 +117,45 @@ class Run(Loop[Pretrain]):
         share = (step - rising) / max(self.spec.steps - rising, 1)
         return self.spec.floor + (1 - self.spec.floor) * (1 + math.cos(math.pi * share)) / 2
 
+    def backward(self, step: int, loss: Tensor) -> None:
+        """Layer-wise updates come with it, so what is not finite must be found before; raises Diverged for that."""
+        if not self.spec.layerwise:
+            return super().backward(step, loss)
+        if self.here.any(not math.isfinite(loss.detach())):
+            raise self._diverged(step, "the loss")
+        try:
+            super().backward(step, loss)
+        except ValueError as refused:  # a gradient that should be decomposed is not finite: here, in all processes
+            raise Diverged(f"step {step} of {self.spec.key}: {refused}") from refused
+
+    def to_check(self) -> dict[str, Tensor]:
+        """Gradients, and cores in the place of those that are not formed; of layer-wise updates the weights themselves.
+
+        The latter are spoilt by then, but not saved: the newest checkpoint is as good as it was.
+        """
+        if self.spec.layerwise:
+            return {f"{name} after its update": weight.detach() for name, weight in self.body.named_parameters()}
+        found = super().to_check()
+        if self.spec.low_rank_backward:
+            self._low_rank.meet()
+            states = {name: self.optimizer.state.get(p, {}) for name, p in self.body.named_parameters()}
+            found |= {f"the core of {name}": state["core"] for name, state in states.items() if "core" in state}
+        return found
+
+    def cut(self, norm: Tensor) -> None:
+        """Cores, too."""
+        if self.spec.low_rank_backward:
+            self._low_rank.clip_grad_norm_(self.clip)
+        else:
+            super().cut(norm)
+
+    def _resumed(self) -> int:
+        """As Loop's; layer-wise from then on, for a state is loaded by way of a step with gradients of its own."""
+        begun = super()._resumed()
+        if self.spec.layerwise:
+            layerwise(self._low_rank, self.parts)
+        return begun
+
     @torch.no_grad()
     def evaluated(self, step: int) -> dict[str, Any]:
         """Mean loss in nats a token, and its exponential; raises Diverged if that is not finite."""
@@ -111,22 +169,41 @@ class Run(Loop[Pretrain]):
         perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
         if not math.isfinite(perplexity):
             raise self._diverged(step, f"the held-out perplexity at loss {loss:g}")
-        return {"scores": {"perplexity": perplexity, "loss": loss}}
+        watched = {"gradients": self._watched(step)} if self.spec.watch else {}
+        return {"scores": {"perplexity": perplexity, "loss": loss}, **watched}
+
+    @torch.enable_grad()
+    def _watched(self, step: int) -> dict[str, Any]:
+        """The gradients of the next batch, without a step."""
+        self._check(step + 1, self._gradients(step + 1))
+        found = self.watch(gradients(self.body))
+        self.optimizer.zero_grad()
+        return found
+
+    def seen(self, step: int) -> None:
+        """Watch them, if wanted."""
+        if self.spec.watch:
+            self.watch.seen(step, gradients(self.body))
 
     def kept(self) -> dict[str, Any]:
-        """What does not train: drawn once, and perhaps otherwise by another version of torch."""
-        return {"frozen": {name: whole(parameter) for name, parameter in frozen(self.body).items()}}
+        """What does not train: drawn once, and perhaps otherwise by another version of torch; what was watched."""
+        fixed = {name: whole(parameter) for name, parameter in frozen(self.body).items()}
+        return {"frozen": fixed, **({"watch": self.watch.state} if self.spec.watch else {})}
 
     def put_back(self, state: dict[str, Any]) -> None:
-        """What does not train."""
+        """What does not train, and what was watched."""
         for name, parameter in frozen(self.body).items():
             fill(parameter, state["frozen"][name])
+        device = self.here.device
+        watched = state.get("watch", {}).items()
+        self.watch.state = {name: {key: t.to(device) for key, t in its.items()} for name, its in watched}
 
     def found(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
         """The record's numbers, of all lines of the metrics."""
         return {
             "curve": thinned([line["loss"] for line in lines if "loss" in line]),
             "scores": [{"step": line["step"], **line["scores"]} for line in lines if "scores" in line],
+            **({"gradients": over_layers(lines, self.watch)} if self.spec.watch else {}),
             "seconds": self.seconds,
             "tokens": self.spec.steps * self.spec.batch * self.spec.length,
             "parameters": {
@@ -136,6 +213,12 @@ class Run(Loop[Pretrain]):
             "optimizer_bytes": state_bytes(self.optimizer),
             "data": self.fingerprint,
         }
+
+
+def over_layers(lines: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
+    """What was watched, at each evaluation, as lists over the layers."""
+    at = [{"step": line["step"], **line["gradients"]} for line in lines if "gradients" in line]
+    return {"layers": [*watch.state], "at": at}
 
 
 def thinned(losses: list[float], points: int = POINTS) -> list[dict[str, Any]]:

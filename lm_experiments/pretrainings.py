@@ -80,6 +80,12 @@ def _gaps(size: Size) -> Cells:
     return tuple(replace(shared(size), **ARMS[arm], gap=round(shared(size).gap / k)) for k in gaps for arm in arms)
 
 
+def _gradients(size: Size) -> Cells:
+    watched = replace(shared(size), watch=True, every=shared(size).every // 2)
+    arms = ("AdamW", "GaLore", "Fira")
+    return tuple(replace(watched, **ARMS[arm], seed=seed) for seed in range(3) for arm in arms)
+
+
 PRETRAININGS: dict[str, Experiment] = {
     "pretrain-rates": Experiment("Which learning rate is best for each optimizer?", _rates, tuned=False),
     "optimizers": Experiment(
@@ -87,6 +93,9 @@ PRETRAININGS: dict[str, Experiment] = {
     ),
     "ranks": Experiment("What does the rank of the subspace cost?", _ranks),
     "gaps": Experiment("How often must the subspace be found anew?", _gaps),
+    "gradients": Experiment(
+        "Of how low a rank are gradients, how fast do they turn, and are Fira's factors Adam's?", _gradients
+    ),
 }
 
 
@@ -105,4 +114,5 @@ def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] |
 
 def _plain(cell: Pretrain, like: Pretrain) -> Pretrain:
     """The cell without what rates are not chosen for."""
-    return replace(cell, seed=like.seed, rank=like.rank, gap=like.gap, lr=like.lr)
+    free = ("seed", "rank", "gap", "lr", "watch", "every")
+    return replace(cell, **{name: getattr(like, name) for name in free})

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
-from lm_experiments.optimizer_spec import OptimizerSpec
+from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
 from lm_experiments.tasks.text import TASKS
 
 Method = Literal["compressed", "random", "narrow", "wide", "lora", "full"]
@@ -151,12 +151,21 @@ class Pretrain(OptimizerSpec):
     """Learning rate at the last step over that at the end of the warm-up."""
     clip: float = 0.0
     """Norm to which the gradient of all that trains is cut, before the optimizer sees it; 0 never cuts."""
+    layerwise: bool = False
+    """Update a weight in the backward pass as soon as its gradient is there, and free that; low-rank optimizers only.
+    With accumulate, new subspaces of galore come from the first part of a batch."""
+    low_rank_backward: bool = False
+    """Do not form the gradients G of targets, but P^T G, between two subspaces; galore only. A norm that clip cuts has
+    P^T G in G's place."""
     precision: Literal["fp32", "mixed", "bf16"] = "fp32"
     """mixed: products in bfloat16. bf16: weights, gradients and moments, too, as in GaLore's runs."""
     every: int = 200
     """Steps from one evaluation to the next; there is one before the first step, too, and one after the last."""
     held_out: int = 256
     """Rows of held-out text to evaluate on at most, evenly spread; 0 takes all."""
+    watch: bool = False
+    """Record what the gradients of targets are like, and their leading `rank` directions, at every evaluation. Costs
+    the moments of a full and of a low-rank Adam in float32, beside the optimizer's own, and some of the time."""
     seed: int = 0
     """Of weights and of the order of rows."""
 
@@ -170,6 +179,24 @@ class Pretrain(OptimizerSpec):
             raise ValueError(
                 f"warmup = {self.warmup}, floor = {self.floor}, clip = {self.clip}: take 0 <= warmup < 1, "
                 "0 <= floor <= 1 and a finite clip >= 0"
+            )
+        self._check_gradients()
+
+    def _check_gradients(self) -> None:
+        """Raise ValueError for what needs gradients that are not there."""
+        if self.layerwise and (self.optimizer in DENSE or self.clip):
+            raise ValueError(
+                f"layerwise = True with optimizer = {self.optimizer!r}, clip = {self.clip}: take a low-rank optimizer, "
+                "and clip = 0, since a norm over all gradients is never there"
+            )
+        if self.low_rank_backward and self.optimizer != "galore":
+            raise ValueError(
+                f"low_rank_backward = True with optimizer = {self.optimizer!r}, which needs gradients: take galore"
+            )
+        if self.watch and (self.layerwise or self.low_rank_backward or self.optimizer in ("lora", "low-rank")):
+            raise ValueError(
+                "watch = True needs the whole gradients of all targets at once: take layerwise = False, "
+                f"low_rank_backward = False, and adamw or a low-rank optimizer in place of {self.optimizer}"
             )
 
     @property

@@ -26,8 +26,9 @@ from lm_experiments import assets, experiments, records, run_folder
 from lm_experiments import finetune as finetune_module
 from lm_experiments.__main__ import main
 from lm_experiments.comparison import interval, scores
-from lm_experiments.experiments import EXPERIMENTS, GRIDS, TUNING, Experiment, chosen, grid, recorded
+from lm_experiments.experiments import EXPERIMENTS, GRIDS, TUNING, Experiment, chosen, grid
 from lm_experiments.finetune import Diverged
+from lm_experiments.registry import recorded
 from lm_experiments.runs import FineTune
 from lm_experiments.setting import Setting
 from lm_experiments.summary import label, summary

@@ -114,6 +114,10 @@ CASES = [
     {"precision": "mixed", "weight_decay": 0.1},
     {"optimizer": "lora", "scale": 32.0},
     {"optimizer": "low-rank"},
+    {"optimizer": "galore", "layerwise": True},
+    {"optimizer": "fira", "layerwise": True, "accumulate": 2},
+    {"optimizer": "galore", "low_rank_backward": True, "accumulate": 2, "clip": 0.3},
+    {"optimizer": "galore", "low_rank_backward": True, "layerwise": True, "accumulate": 2, "precision": "mixed"},
 ]
 
 
@@ -158,6 +162,100 @@ def test_another_text_in_the_same_folder_is_refused(folder, tmp_path):
     (tmp_path / "other.txt").write_text((folder / "words.txt").read_text().replace("red", "blue"))
     with pytest.raises(ValueError, match=r"begun with other examples \(train, held_out\): give the same data"):
         run(spec(steps=2), tmp_path / "run", tmp_path / "other.txt")
+
+
+# ---- updates and cores in the backward pass
+
+BACKWARD = {
+    **{f"layerwise {name}": (name, {"layerwise": True}, {}) for name in CLASSES},
+    "layerwise parts": ("fira", {"layerwise": True}, {"accumulate": 2}),
+    "cores": ("galore", {"low_rank_backward": True}, {"accumulate": 2}),
+    "cores, turned": ("galore", {"low_rank_backward": True}, {"refresh": "warm", "moments": "rotate", "state": "8bit"}),
+    "cores, layerwise": ("galore", {"low_rank_backward": True, "layerwise": True}, {}),
+}
+
+
+@pytest.mark.parametrize("case", BACKWARD)
+def test_in_the_backward_pass_training_is_the_same(folder, tmp_path, case):
+    name, options, shared = BACKWARD[case]
+    plain, other = (of(name, **shared, **chosen) for chosen in ({}, options))
+    found = [run(what, tmp_path / str(k), folder) for k, what in enumerate((plain, other))]
+    losses = np.array([[point["loss"] for point in one["curve"]] for one in found])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
+    kept = [checkpoints.latest(tmp_path / str(k)).tensors for k in (0, 1)]
+    for key, weight in kept[0].items():
+        if key.startswith("model/"):
+            torch.testing.assert_close(kept[1][key], weight, rtol=0, atol=2e-4, msg=key)  # they move by 0.02
+    assert found[0]["optimizer_bytes"] == found[1]["optimizer_bytes"]
+
+
+def test_layerwise_updates_are_made_and_no_gradient_is_left(folder, tmp_path, monkeypatch):
+    held, rates = [], []
+
+    def seen(self, step):
+        held.append([p.grad for p in self.body.parameters()])
+        rates.append([float(s["step"]) for s in self.optimizer.state.values()])
+
+    monkeypatch.setattr(Run, "seen", seen)
+    run(of("galore", layerwise=True, accumulate=2), tmp_path, folder)
+    assert [set(steps) for steps in rates] == [{float(step)} for step in range(1, 8)]  # one update, whatever the parts
+    assert all(gradient is None for gradients in held for gradient in gradients)
+
+
+def test_cores_are_there_in_place_of_gradients_and_the_common_norm_is_cut(folder, tmp_path, monkeypatch):
+    norms, checked = [], []
+
+    def seen(self, step):
+        checked.append(self.to_check())
+        norms.append(float(torch.nn.utils.get_total_norm(checked[-1].values())))
+
+    monkeypatch.setattr(Run, "seen", seen)
+    run(of("galore", low_rank_backward=True, clip=0.01), tmp_path, folder)
+    np.testing.assert_allclose(norms, 0.01, rtol=1e-3)
+    targets = llama.targets(started(spec(), folder)[0])
+    assert {"the gradient of lm_head.weight", "the core of model.layers.0.mlp.up_proj.weight"} <= checked[3].keys()
+    for step, there in enumerate(checked):  # the refresh of some falls on each step, as they are staggered
+        formed = {name for name in targets if f"the gradient of {name}.weight" in there}
+        assert formed | {name for name in targets if f"the core of {name}.weight" in there} == targets.keys()
+        assert len(formed) == (len(targets) if step == 0 else pytest.approx(len(targets) / 3, abs=1))
+
+
+@pytest.mark.parametrize("options", [{"layerwise": True}, {"low_rank_backward": True}], ids=str)
+def test_a_run_that_diverges_in_the_backward_pass_says_so(folder, tmp_path, options):
+    with pytest.raises(Diverged, match=r"step \d of tiny-files-galore-.* is not finite; take a smaller lr than 1e\+30"):
+        run(of("galore", lr=1e30, warmup=0.0, **options), tmp_path, folder, save_every=1)
+    saved = checkpoints.latest(tmp_path)  # none, if the norm of weights of 1e30 is no number already
+    assert all(torch.isfinite(tensor).all() for tensor in (saved.tensors.values() if saved else ()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "at", "message"),
+    [
+        (
+            "model.layers.0.mlp.up_proj",
+            1,
+            r"step 1 of .*: the gradient of .*up_proj\.weight is not finite, and its sub",
+        ),
+        ("", 2, r"step 2 of .*: the loss is not finite; take a smaller lr than"),
+        ("model.norm", 3, r"step 3 of .*: model\.norm\.weight after its update is not finite; take a smaller lr"),
+    ],
+)
+def test_a_layerwise_step_that_is_no_number_spoils_no_checkpoint(folder, tmp_path, monkeypatch, layer, at, message):
+    """A loss, or a gradient alone: the root of zero is finite, and its slope is not."""
+    honest, calls = Run.loss, []
+
+    def steep(self, indices):
+        calls.append(None)
+        loss = honest(self, indices)
+        if len(calls) < at:
+            return loss
+        return loss + (self.body.get_submodule(layer).weight.sum() * 0).sqrt() if layer else loss * math.nan
+
+    monkeypatch.setattr(Run, "loss", steep)
+    with pytest.raises(Diverged, match=message):
+        run(of("galore", layerwise=True), tmp_path, folder, save_every=1)
+    found = checkpoints.latest(tmp_path)
+    assert (found.step if found else 0) == at - 1
 
 
 # ---- divergence
@@ -368,6 +466,17 @@ def test_two_processes_train_as_one_does(folder, tmp_path, two, name):
     assert {key: t.shape for key, t in kept.tensors.items()} == {key: t.shape for key, t in expected.tensors.items()}
 
 
+@pytest.mark.parametrize("name", ["ddp watch", "fsdp watch"])
+def test_two_processes_watch_the_gradients_of_the_whole_batch(folder, tmp_path, two, name):
+    changes, _ = RUNS[name]
+    alone, together = run(spec(**changes), tmp_path, folder)["gradients"], two[1][0][name]["gradients"]
+    assert together["layers"] == alone["layers"]
+    for one, other in zip(alone["at"], together["at"], strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_allclose(other[key], one[key], rtol=0.02, atol=0.01)
+
+
 def test_both_processes_find_the_same(two):
     assert two[1][0] == two[1][1]
 
@@ -386,18 +495,20 @@ def test_two_processes_diverge_together(two):
 def test_there_must_be_a_held_out_row_for_each_process(folder, tmp_path):
     body, text = started(spec(held_out=1), folder)
     with pytest.raises(ValueError, match="1 held-out rows for 2 processes: take as many"):
-        Run(spec(held_out=1), text, body, body, tmp_path, Processes(0, 2, torch.device("cpu")))
+        Run(spec(held_out=1), text, body, body, optimizer(body, spec()), tmp_path, Processes(0, 2, torch.device("cpu")))
 
 
 # ---- what is refused
 
 OTHER = {"model": "9m", "text": "files", "tokenizer": "a", "optimizer": "lora", "refresh": "warm", "moments": "reset"}
 OTHER |= {"precision": "bf16", "weight_decay": 0.1, "clip": 1.0, "state": "8bit"}
+OTHER |= dict.fromkeys(("layerwise", "low_rank_backward", "watch"), True)
+NEEDS_GALORE = ("state", "layerwise", "low_rank_backward")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Pretrain)])
 def test_every_field_makes_another_run_with_another_record(tmp_path, name):
-    start = Pretrain(optimizer="galore") if name == "state" else Pretrain()
+    start = Pretrain(optimizer="galore") if name in NEEDS_GALORE else Pretrain()
     value = getattr(start, name)
     other = replace(start, **{name: OTHER[name] if name in OTHER else value + 2 if type(value) is int else value / 2})
     assert other.key != start.key
@@ -405,6 +516,27 @@ def test_every_field_makes_another_run_with_another_record(tmp_path, name):
     assert records.read(start, tmp_path) is None
     assert records.read(other, tmp_path).spec == other
     assert json.loads(records.path(other, tmp_path).read_text())["spec"] == other.described()
+
+
+def test_keys_are_what_they_were_before_there_were_more_fields():
+    keys = {
+        Pretrain().key: "3m-python-adamw-r64-s0-44136fa355",
+        spec(optimizer="galore", gap=5).key: "tiny-files-galore-r4-s0-a921564cf8",
+    }
+    assert all(key == before for key, before in keys.items())
+
+
+def test_a_record_without_a_newer_field_is_of_its_default(tmp_path):
+    what = spec(optimizer="galore")
+    place = records.write(what, {"scores": []}, {}, tmp_path)
+    content = json.loads(place.read_text())
+    del content["spec"]["layerwise"]
+    place.write_text(json.dumps(content))
+    assert records.read(what, tmp_path).spec == what
+    other = replace(what, layerwise=True)
+    place.rename(records.path(other, tmp_path))
+    with pytest.raises(ValueError, match="is the record of another run, differing in layerwise: were defaults changed"):
+        records.read(other, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +555,13 @@ def test_every_field_makes_another_run_with_another_record(tmp_path, name):
         ({"warmup": 1.0}, "warmup = 1.0"),
         ({"floor": 1.5}, "floor = 1.5"),
         ({"clip": float("inf")}, "clip = inf"),
+        ({"layerwise": True}, "layerwise = True with optimizer = 'adamw', clip = 0.0: take a low-rank optimizer"),
+        ({"optimizer": "fira", "layerwise": True, "clip": 1.0}, "layerwise = True .* clip = 1.0: .* and clip = 0"),
+        ({"optimizer": "fira", "low_rank_backward": True}, "low_rank_backward = True with optimizer = 'fira', which"),
+        ({"low_rank_backward": True}, "low_rank_backward = True with optimizer = 'adamw', .*: take galore"),
+        ({"optimizer": "lora", "watch": True}, "watch = True needs the whole gradients .* in place of lora"),
+        ({"optimizer": "galore", "layerwise": True, "watch": True}, "watch = True needs .* take layerwise = False"),
+        ({"optimizer": "galore", "low_rank_backward": True, "watch": True}, "watch = True needs the whole gradients"),
     ],
 )
 def test_impossible_runs_are_refused(changes, message):
@@ -436,6 +575,12 @@ def test_impossible_runs_are_refused(changes, message):
         ({}, {"save_every": 0}, "save_every = 0: take 1 or more"),
         ({}, {"here": Processes(0, 8, torch.device("cpu"))}, "batch = 4 for 8 processes: take 8 or more"),
         ({}, {"parallel": "fsdp"}, "start them with torchrun"),
+        (
+            {"optimizer": "galore", "layerwise": True},
+            {"parallel": "fsdp"},
+            "layerwise and low_rank_backward need 'ddp'",
+        ),
+        ({"optimizer": "galore", "low_rank_backward": True}, {"parallel": "fsdp"}, "'fsdp' reduces whole gradients"),
         ({"text": "python"}, {}, "'files' needs one, and it alone"),
         ({"model": "nothing"}, {}, "no model 'nothing'"),
     ],

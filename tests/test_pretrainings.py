@@ -12,6 +12,7 @@ from lm_experiments import records
 from lm_experiments.__main__ import main
 from lm_experiments.experiments import EXPERIMENTS
 from lm_experiments.pretrainings import ARMS, PRETRAININGS, RATES, SHORTER, TUNING, chosen, shared
+from lm_experiments.registry import recorded
 from lm_experiments.runs import Pretrain
 from lm_experiments.summary import label, summary
 
@@ -68,11 +69,39 @@ def test_every_arm_is_run_on_three_seeds_with_nothing_else_different(size):
 def test_the_best_rate_of_its_arm_is_chosen_at_any_rank_gap_and_seed(size, best):
     found = rated(best, size)
     assert len(found) == 4 * len(ARMS)
-    for name in ("optimizers", "ranks", "gaps"):
+    for name in ("optimizers", "ranks", "gaps", "gradients"):
         for cell in PRETRAININGS[name].cells(size):
             own = {field: getattr(cell, field) for field in _plain()}
             (arm,) = (arm for arm, its in ARMS.items() if {**_plain(), **its} == own)
             assert chosen(cell, found.get) == replace(cell, lr=best[arm])
+
+
+@sizes
+def test_gradients_are_watched_in_runs_that_are_else_those_of_the_comparison(size):
+    cells = PRETRAININGS["gradients"].cells(size)
+    compared = PRETRAININGS["optimizers"].cells(size)
+    assert {(cell.optimizer, cell.seed) for cell in cells} == {
+        (name, seed) for name in ("adamw", "galore", "fira") for seed in range(3)
+    }
+    for cell in cells:
+        assert cell.watch
+        assert 2 * cell.every == shared(size).every
+        assert replace(cell, watch=False, every=shared(size).every) in compared
+
+
+@sizes
+def test_a_figure_reads_the_records_of_pretraining(size, tmp_path):
+    best = rated({arm: rates[2] for arm, rates in RATES.items()}, size)
+    for cell, record in best.items():
+        records.write(cell, record.found, {}, tmp_path)
+    with pytest.raises(ValueError, match=r"6 of 6 runs of 'gradients' have no record yet: python -m .* gradients"):
+        recorded("gradients", size, 2, tmp_path)
+    cells = [chosen(cell, best.get) for cell in PRETRAININGS["gradients"].cells(size) if cell.seed < 2]
+    for cell in cells:
+        records.write(cell, made_up(cell, 4.0).found, {}, tmp_path)
+    assert [record.spec for record in recorded("gradients", size, 2, tmp_path)] == cells
+    tries = [record.spec for record in recorded("pretrain-rates", size, 1000, tmp_path)]
+    assert tries == [*PRETRAININGS["pretrain-rates"].cells(size)]
 
 
 def test_a_rate_that_diverged_is_not_chosen():

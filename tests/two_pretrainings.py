@@ -24,6 +24,11 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "fsdp lora": ({"optimizer": "lora", "scale": 32.0}, "fsdp"),
     "fsdp low-rank": ({"optimizer": "low-rank"}, "fsdp"),
     "fsdp bf16": ({"precision": "bf16"}, "fsdp"),
+    "ddp layerwise": ({"optimizer": "fira", "layerwise": True, "batch": 5}, "ddp"),
+    "ddp cores": ({"optimizer": "galore", "low_rank_backward": True, **CLIPPED}, "ddp"),
+    "ddp cores, layerwise": ({"optimizer": "galore", "low_rank_backward": True, "layerwise": True}, "ddp"),
+    "ddp watch": ({"optimizer": "galore", "watch": True}, "ddp"),
+    "fsdp watch": ({"watch": True}, "fsdp"),
 }
 """Name -> fields of the run, how it is shared."""
 

@@ -143,8 +143,9 @@ class LowRank(Optimizer):
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale gradients and cores (parts of gradients) to a common norm of max_norm at most; returns that before."""
         self.meet()
-        given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        given += [state["core"] for state in self.state.values() if "core" in state]
+        ours = [p for group in self.param_groups for p in group["params"]]
+        given = [p.grad for p in ours if p.grad is not None]
+        given += [self.state[p]["core"] for p in ours if "core" in self.state.get(p, {})]
         norm = torch.nn.utils.get_total_norm(given)
         for value in given:
             value.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
