@@ -20,7 +20,7 @@ from figures import style
 from figures.claims import Claim
 from figures.recorded import Recorded
 from lm_experiments.comparison import scores
-from lm_experiments.experiments import recorded
+from lm_experiments.registry import recorded
 from sims.sweep import Sweep, in_process
 
 GAMMAS = (0.0, 0.01, 0.1, 1.0)

@@ -35,8 +35,9 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer = {self.optimizer!r}: take one of {', '.join(OPTIMIZERS)}")
-        if self.rank < 1 or self.gap < 1:
-            raise ValueError(f"rank = {self.rank}, gap = {self.gap}: take 1 or more of each")
+        for name in ("rank", "gap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: take 1 or more")
         if self.optimizer == "apollo-mini" and self.rank != 1:
             raise ValueError(f"rank = {self.rank}: apollo-mini has rank 1, and scale 128; take those, or apollo")
         if not 0 < self.lr < float("inf") or not 0 < self.scale < float("inf") or not 0 <= self.weight_decay < 1:

@@ -121,7 +121,7 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Pretrain(OptimizerSpec):
-    """One model, one text, one optimizer: the next token is predicted. Adam's betas are .9 and .999, its epsilon 1e-8.
+    """One model, one text, one optimizer: the next token is predicted. Adam's betas are .9 and .999.
 
     The learning rate rises linearly, then falls as a cosine. Defaults are GaLore's for C4, but for size and text.
     """
