@@ -78,6 +78,10 @@ class Loop(ABC, Generic[S]):
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
         """The mean loss over these examples."""
 
+    def weight(self, indices: Integer[np.ndarray, " part"]) -> int:
+        """What the mean loss over these examples counts in that over more of them: by default their number."""
+        return len(indices)
+
     @abstractmethod
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 1, over the spec's."""
@@ -138,15 +142,19 @@ class Loop(ABC, Generic[S]):
         self.seconds += time.process_time() - clock
         return loss
 
+    def indices(self, step: int) -> Integer[np.ndarray, " batch"]:
+        """The examples of a step, over all processes."""
+        return order(self.examples, self.spec.batch, self.spec.seed, step)
+
     def _gradients(self, step: int) -> float:
         """Accumulate those of the mean loss over the batch; the loss."""
-        here, batch = self.here, self.spec.batch
-        indices = order(self.examples, batch, self.spec.seed, step)[here.rank :: here.size]
-        parts = np.array_split(indices, min(self.spec.accumulate, batch // here.size))  # as many in every process
+        here, indices = self.here, self.indices(step)
+        count, whole_batch = min(self.spec.accumulate, self.spec.batch // here.size), self.weight(indices)
+        parts = np.array_split(indices[here.rank :: here.size], count)  # as many in every process
         total = torch.zeros((), device=here.device)
         for number, part in enumerate(parts, 1):
             with here.together(self.model, last=number == len(parts)):
-                loss = self.loss(part) * len(part) / batch
+                loss = self.loss(part) * self.weight(part) / whole_batch
                 torch.autograd.backward(loss * here.size)  # DDP and FSDP take the mean over processes
             total += loss.detach()
         return here.total(total)

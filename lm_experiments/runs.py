@@ -132,7 +132,8 @@ class Pretrain(OptimizerSpec):
     """tiny, 3m, 9m, 60m, 130m, 350m, 1b or 7b, from scratch; or a pretrained causal model with its tokenizer: smollm2,
     a folder that save_pretrained wrote, org/name[@revision]."""
     text: str = "python"
-    """python: the standard library's sources; files: text at --data; or org/name[:config][@revision] of the Hub."""
+    """python: the standard library's sources; files: text at --data; or org/name[:config][@revision] of the Hub.
+    instructions: pairs at --data, or instructions:org/name[@revision] of the Hub; answers alone are predicted."""
     tokenizer: str | None = None
     """Of a model from scratch: a folder or org/name[@revision]; None reads bytes."""
     steps: int = 1000
@@ -142,7 +143,7 @@ class Pretrain(OptimizerSpec):
     accumulate: int = 1
     """Parts, one after the other, of each process's share of a batch."""
     length: int = 256
-    """Tokens of a row that are predicted."""
+    """Tokens of a row that are predicted; an instruction and its answer have as many at most, and one."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     floor: float = 0.1
