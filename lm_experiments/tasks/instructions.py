@@ -89,7 +89,7 @@ def read(name: str, length: int, source: Path | None = None, tokenizer: PreTrain
     pairs = [*_pairs(name, source)]
     told = [pair for pair in pairs if pair.answer.strip()]
     sides: dict[bool, list[tuple[list[int], list[int]]]] = {False: [], True: []}
-    for pair, prompt, answer in _tokens(told, tokenizer):
+    for pair, prompt, answer in _tokens(told, tokenizer) if told else ():
         if room := max(length + 1 - len(prompt), 0):
             sides[is_held_out(pair.question)].append((prompt, answer[:room]))
     left_out = len(pairs) - sum(map(len, sides.values()))
