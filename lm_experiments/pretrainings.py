@@ -10,7 +10,7 @@ Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, arXiv 2410.
 2412.05270).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -90,7 +90,7 @@ class Comparison:
     runs: dict[Size, Pretrain]
     """What all have in common."""
     arms: dict[str, dict[str, Any]]
-    rates: dict[str, tuple[float, ...]]
+    rates: Mapping[str, tuple[float, ...]]
     name: str
     """Of the experiment that chooses."""
 

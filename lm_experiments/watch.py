@@ -49,9 +49,8 @@ def bases(model: nn.Module, spec: FineTune, optimizer: Optimizer) -> dict[str, T
         return {name: _here(basis) for name, by_mode in held.items() for basis in by_mode.values()}
     if spec.method not in ("compressed", "random"):
         return {}
-    outer = {name: layer.outer("default") for name, layer in _adapted(model).items()}
-    ends = {name: [_here(factor) for factor in factors] for name, factors in outer.items()}
-    return {name: right if shorter(left, right) == "right" else left for name, (right, left) in ends.items()}
+    factors = {name: layer.factors("default") for name, layer in _adapted(model).items()}
+    return {name: _here(f.right if shorter(f.left, f.right) == "right" else f.left) for name, f in factors.items()}
 
 
 def shorter(outputs: Tensor, inputs: Tensor) -> Literal["left", "right"]:
@@ -65,7 +64,7 @@ def _adapted(model: nn.Module) -> dict[str, Any]:
 
 
 def _here(tensor: Tensor) -> Tensor:
-    return whole(tensor).float().cpu()
+    return whole(tensor).detach().float().cpu()
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Watch:
             rank = min(self.spec.rank, *gradient.shape)
             self.first[name] = leading_subspace(_here(gradient), rank, side=shorter(gradient, gradient.mT))
         if self.spec.method == "galore":
-            self.start = {name: _here(weight.detach()).clone() for name, weight in weights.items()}
+            self.start = {name: _here(weight).clone() for name, weight in weights.items()}
 
     def inside(self, model: nn.Module, optimizer: Optimizer) -> dict[str, list[float]]:
         """`update` and, where there is one, `basis` of every layer, as above."""

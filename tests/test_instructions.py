@@ -78,23 +78,23 @@ def test_what_is_predicted_is_what_transformers_calls_the_assistants(place, toke
 
 
 def test_rows_are_as_long_as_the_longest_of_them_and_lose_their_end(place, tokenizer):
-    whole, cut = (read("instructions", length, place / "pairs", tokenizer).train for length in (64, 40))
+    whole, cut = (read("instructions", length, place / "pairs", tokenizer).train for length in (64, 24))
     sizes = [len(p) + len(a) for p, a in zip(whole.prompts, whole.answers, strict=True)]
     order = np.argsort(sizes)
     assert whole.rows(order[:3]).shape == (3, sizes[order[2]])
-    assert cut.rows(np.arange(len(cut))).shape[1] == 41
+    assert cut.rows(np.arange(len(cut))).shape[1] == 25
     ends = {tuple(p): a for p, a in zip(whole.prompts, whole.answers, strict=True)}
     for prompt, answer in zip(cut.prompts, cut.answers, strict=True):
-        assert answer == ends[tuple(prompt)][: 41 - len(prompt)]
+        assert answer == ends[tuple(prompt)][: 25 - len(prompt)]
         assert answer
-    assert {len(p) + len(a) for p, a in zip(cut.prompts, cut.answers, strict=True)} >= {41}
+    assert {len(p) + len(a) for p, a in zip(cut.prompts, cut.answers, strict=True)} >= {25}
 
 
 def test_a_question_is_held_out_by_its_text_alone_with_all_its_answers(place, tokenizer, tmp_path):
     others = [{**entry, "output": f"{entry['output']} red"} for entry in ENTRIES]
     text = read("instructions", 64, saved(tmp_path, ENTRIES + others), tokenizer)
     assert [len(text.train), len(text.held_out)] == [2 * len(side) for side in sides(ENTRIES)]
-    tokenizer.chat_template = tokenizer.chat_template.replace("<user>", "red plane")
+    tokenizer.chat_template = f"plane {tokenizer.chat_template}"
     again = read("instructions", 64, saved(tmp_path, ENTRIES + others), tokenizer)
     assert again.held_out.answers == text.held_out.answers
     assert again.held_out.prompts != text.held_out.prompts
@@ -138,7 +138,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers(place, tmp_path, ac
     model, text = started(what, place / "pairs")
     adam = torch.optim.AdamW(model.parameters(), lr=what.lr, weight_decay=0.0)
     order = np.random.default_rng([0, 0]).permutation(len(text.train))
-    losses, tokens = [], 0
+    losses, counts = [], []
     for step in range(7):
         parts = [entropies(model, text.train, k) for k in order[5 * step : 5 * step + 5]]
         loss = torch.cat(parts).mean()
@@ -146,11 +146,11 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers(place, tmp_path, ac
         loss.backward()
         adam.step()
         losses.append(loss.item())
-        tokens += sum(map(len, parts))
-        assert len({len(part) for part in parts}) > 1  # so that a mean of means is another
+        counts.append([len(part) for part in parts])
     np.testing.assert_allclose([point["loss"] for point in found["curve"]], losses, rtol=2e-5)
     assert len(set(losses)) == 7
-    assert found["tokens"] == tokens
+    assert found["tokens"] == np.sum(counts)
+    assert np.std(counts, axis=1).max() > 1  # so that a mean of means is another
     with torch.no_grad():
         last = torch.cat([entropies(model, text.held_out, k) for k in range(len(text.held_out))]).mean()
     assert found["scores"][-1]["loss"] == pytest.approx(last.item(), rel=1e-5)
@@ -168,7 +168,7 @@ def test_a_small_model_learns_the_answers_and_nothing_of_the_questions(place, tm
     what = spec(place, steps=60, batch=16, every=60, lr=1e-2)
     found = pretrain(what, tmp_path / "run", same, here=HERE)
     assert found["scores"][0]["perplexity"] > 100
-    assert found["scores"][-1]["perplexity"] < 1.1
+    assert found["scores"][-1]["perplexity"] < 1.5
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_other_pairs_in_the_same_folder_are_refused(place, tmp_path):
     what = spec(place, steps=2)
     run(what, tmp_path / "run", place)
     last = max(k for k, entry in enumerate(ENTRIES) if not is_held_out(question(entry)))
-    changed = [{**entry, "output": "red"} if k == last else entry for k, entry in enumerate(ENTRIES)]
+    changed = [{**entry, "output": "plane"} if k == last else entry for k, entry in enumerate(ENTRIES)]
     with pytest.raises(ValueError, match=r"begun with other examples \(train\): give the same data"):
         pretrain(what, tmp_path / "run", saved(tmp_path, changed), here=HERE)
 

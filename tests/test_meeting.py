@@ -26,7 +26,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def meeting(folder: Path, method: str, **changes):
-    return spec(folder, **{"method": method, "dropout": 0.0, "watch": True, "every": 2, "steps": 6, **changes})
+    return spec(
+        folder, **{"method": method, "dropout": 0.0, "watch": True, "every": 2, "steps": 6, "batch": 12, **changes}
+    )
 
 
 def layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -39,6 +41,14 @@ def first_gradients(what, folder) -> dict[str, np.ndarray]:
     batch = setting.train.batch(np.random.default_rng([what.seed, 0]).permutation(len(setting.train))[: what.batch])
     setting.loss(setting.model, batch).backward()
     return {name: layer.weight.grad.numpy() for name, layer in layers(setting.model).items()}
+
+
+def clear(gradients: dict[str, np.ndarray]) -> list[bool]:
+    """Whether each has four directions above rounding: what follows the last token's, say, has fewer."""
+    values = [np.linalg.svd(gradient, compute_uv=False) for gradient in gradients.values()]
+    found = [bool(v[3] > 1e-3 * v[0]) for v in values]
+    assert sum(found) >= len(found) / 3
+    return found
 
 
 def test_one_function_finds_the_subspaces_of_both_in_the_same_gradients(folder, tmp_path, monkeypatch):
@@ -59,18 +69,19 @@ def test_one_function_finds_the_subspaces_of_both_in_the_same_gradients(folder, 
     assert len(seen["compressed"]) == len(seen["galore"]) == len(expected)
     for gradient in expected.values():
         for name, sign in (("compressed", -1), ("galore", 1)):
-            distances = [np.abs(m - sign * gradient).max() for m in seen[name] if m.shape == gradient.shape]
-            assert min(map(float, distances)) < 1e-5 * np.abs(gradient).max(), name
+            distances = [np.abs(m.numpy() - sign * gradient).max() for m in seen[name] if m.shape == gradient.shape]
+            assert min(distances) < 1e-5 * np.abs(gradient).max(), name
 
 
 @pytest.mark.parametrize("method", ["compressed", "galore"])
 def test_what_is_trained_in_is_the_first_gradients_leading_subspace(folder, tmp_path, method):
     """Deep LoRA's outer factors rest at gamma = 0; GaLore's bases are the first ones for GAP steps."""
     found = run(meeting(folder, method, gamma=0.0), tmp_path, folder)["first"]
+    seen = clear(first_gradients(meeting(folder, method), folder))
     assert list(found) == ["2", "4", "6"]
     for entry in found.values():
-        assert len(entry["basis"]) == len(entry["update"]) == len(first_gradients(meeting(folder, method), folder))
-        np.testing.assert_allclose(entry["basis"], 1, atol=1e-3)
+        assert len(entry["basis"]) == len(entry["update"]) == len(seen)
+        np.testing.assert_allclose(np.array(entry["basis"])[seen], 1, atol=1e-3)
         if method == "galore":
             np.testing.assert_allclose(entry["update"], 1, atol=1e-4)
         else:
@@ -94,6 +105,8 @@ def test_shares_and_cosines_are_scipys(folder, tmp_path, monkeypatch):
     gradients, start = first_gradients(what, folder), layers(Setting(what, folder, HERE.device).model)
     for found, weights, held in kept.values():
         for k, (name, gradient) in enumerate(gradients.items()):
+            if not clear(gradients)[k]:
+                continue
             left, _, right = np.linalg.svd(gradient, full_matrices=False)
             tall = gradient.shape[0] >= gradient.shape[1]
             first, update = right[:4].T if tall else left[:, :4], weights[name] - start[name].weight.detach().numpy()

@@ -10,10 +10,10 @@ from tests import tiny_texts
 from tests.tiny_models import WORDS, llama
 
 TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}> "
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<end>{% endgeneration %}"
-    "{% else %}{{ message.content }}<end>{% endif %}\n"
-    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+    "{% for message in messages %}{{ '<' + message.role + '>\n' }}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content + '<end>' }}{% endgeneration %}"
+    "{% else %}{{ message.content + '<end>' }}{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
 )
 DRAW = np.random.default_rng(1)
 
@@ -29,7 +29,7 @@ ENTRIES = [entry(number) for number in range(90)]
 
 def written(place: Path) -> Path:
     """The folder with llama/ and pairs/ in it."""
-    tokenizer, model = llama([" ".join(WORDS), "<user> <assistant> "])
+    tokenizer, model = llama([" ".join(WORDS), "<user>\n<assistant>\n"])
     tokenizer.chat_template = TEMPLATE
     model.save_pretrained(place / "llama")
     tokenizer.save_pretrained(place / "llama")
