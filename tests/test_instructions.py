@@ -255,7 +255,7 @@ def test_a_model_from_scratch_learns_answers_with_a_tokenizer_of_another(place, 
 
 @pytest.mark.slow
 def test_smollm2_knows_which_answer_belongs_to_which_question(tmp_path):
-    """With its own template; answers that were shuffled among the questions are far less likely to it."""
+    """With its own template; with capitals shuffled among the lands, answers are less likely to it."""
     capitals = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Spain": "Madrid", "Egypt": "Cairo"}
     asked = [f"{how} the capital of {land}{end}" for how, end in (("What is", "?"), ("Name", ".")) for land in capitals]
     asked = [f"{text}{more}" for text in asked for more in ("", *(f" Question {number}." for number in range(9)))]
@@ -263,11 +263,17 @@ def test_smollm2_knows_which_answer_belongs_to_which_question(tmp_path):
     for turn in (0, 2):
         told = [*capitals.values()][turn:] + [*capitals.values()][:turn]
         answers = dict(zip(capitals, told, strict=True))
-        pairs = [{"instruction": text, "output": answers[land]} for text in asked for land in capitals if land in text]
+        pairs = [
+            {"instruction": text, "output": f"The capital of {land} is {answers[land]}."}
+            for text in asked
+            for land in capitals
+            if land in text
+        ]
         what = spec(tmp_path, model="smollm2", held_out=0)
         body, text = started(what, saved(tmp_path, pairs))
         first = models.tokenizer_of(str(models.smollm2())).decode(text.train.prompts[0])
         assert first.endswith("<|im_start|>assistant\n")
         body.eval()
         losses.append(Run(what, text, body, body, tmp_path, HERE).evaluated(0)["scores"]["loss"])
-    assert losses[1] > losses[0] + 2
+    assert losses[0] < 2
+    assert losses[1] > losses[0] + 0.2
