@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch and PEFT take seconds to import, which --help need no
 CALL = "python -m lm_experiments"
 OWN: dict[str, tuple[type[Finetuning | Pretraining], str]] = {
     "finetune": (Finetuning, "One run of your own; by default offline (BoolQ, MiniLM)."),
-    "pretrain": (Pretraining, "One run of your own, from scratch; by default offline, on Python's sources."),
+    "pretrain": (Pretraining, "One of your own, from scratch or not; by default offline, on Python's sources."),
 }
 MEMORY = "What a size and an optimizer need, exactly; --papers: the published figures."
 HELP = f"""usage: {CALL} NAME [--data FOLDER] [--field value ...]

@@ -35,6 +35,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "compressed": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "narrow": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "wide": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+    "galore": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
 """Learning rates tried for each method. Outer factors at random learn with the rate of the compressed form."""
 
@@ -82,7 +83,7 @@ def _tuned_on(size: Size) -> Iterator[tuple[FineTune, tuple[str, ...]]]:
     """Where learning rates are chosen: STS-B for scores, SST-2 for classes."""
     base = _encoder(size)
     both = ("lora", "compressed")
-    yield replace(base, task="stsb"), (*both, "narrow", "wide")
+    yield replace(base, task="stsb"), (*both, "narrow", "wide", "galore")
     yield replace(base, task="sst2"), both
     yield _causal(size), both
     if size == "full":
@@ -141,6 +142,12 @@ def _forms(size: Size) -> Cells:
     return grid(base, 5, method=("compressed", "narrow", "wide", "lora"))
 
 
+def _meeting(size: Size) -> Cells:
+    """Without dropout, so that all see the same first gradient, bit for bit."""
+    base = replace(MINILM if size == "small" else replace(BERT, examples=16, steps=200), watch=True, dropout=0.0)
+    return grid(base, 3 if size == "small" else 5, method=("compressed", "galore", "lora"))
+
+
 def _centre(size: Size) -> Cells:
     base = replace(_encoder(size), task="stsb", centre=False)
     return grid(base, 5, method=("lora", "compressed"))
@@ -168,6 +175,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "rates": Experiment("Which learning rate is best for each method?", _rates, tuned=False),
     "fewshot": Experiment("Does Deep LoRA beat LoRA on STS-B, the more the fewer examples there are?", _fewshot),
     "forms": Experiment("Does the compressed form learn as the wide one does, and the narrow one more slowly?", _forms),
+    "meeting": Experiment("Do Deep LoRA and GaLore, of one first gradient, go one way?", _meeting),
     "outer": Experiment("Do outer factors from the gradient beat random ones, and what does gamma do?", _outer),
     "centre": Experiment("What if the first gradient is spent on the mean score?", _centre),
     "epsilon": Experiment(

@@ -4,17 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Integer
 from torch import Tensor, nn
 
-from lm_experiments.adapt import adapted, frozen_factors, parameter_groups, trainable
+from lm_experiments.adapt import adapted, frozen_factors, optimizer, trainable
 from lm_experiments.batches import order
 from lm_experiments.loop import Diverged, Loop, Report, Stopped, begin
 from lm_experiments.processes import Parallel, Processes, fill, whole
 from lm_experiments.runs import FineTune
 from lm_experiments.setting import Setting, moved
-from lm_experiments.watch import Watch, spectra
+from lm_experiments.watch import Watch, spectra, updates
 
 __all__ = ["Diverged", "Run", "Stopped", "finetune"]
 
@@ -40,19 +39,25 @@ def finetune(
     begin(spec, folder, here, parallel, save_every)
     setting = Setting(spec, source, here.device)
     first = moved(setting.train.batch(order(len(setting.train), spec.batch, spec.seed, 1)), here.device)
+    watch = Watch(spec)
+    if spec.watch:
+        watch.begin(setting.model, first, setting.loss)
     body = adapted(setting.model, spec, first, setting.loss)
-    run = Run(setting, here.wrapped(body, parallel), body, folder, here)
+    run = Run(setting, here.wrapped(body, parallel), body, folder, here, watch)
     return run.found(run.train(save_every, report))
 
 
 class Run(Loop[FineTune]):
-    """Of AdamW, on the examples of a setting."""
+    """Of a method's optimizer, on the examples of a setting."""
 
-    def __init__(self, setting: Setting, model: nn.Module, body: nn.Module, folder: Path, here: Processes) -> None:
+    def __init__(
+        self, setting: Setting, model: nn.Module, body: nn.Module, folder: Path, here: Processes, watch: Watch
+    ) -> None:
         spec = setting.spec
-        optimizer = torch.optim.AdamW(parameter_groups(model, spec), eps=spec.eps, weight_decay=0.0)
-        super().__init__(spec, model, body, optimizer, folder, here, len(setting.train), setting.fingerprint)
-        self.setting, self.watch = setting, Watch(spec)
+        super().__init__(
+            spec, model, body, optimizer(model, spec), folder, here, len(setting.train), setting.fingerprint
+        )
+        self.setting, self.watch = setting, watch
 
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
         """The setting's, of the model."""
@@ -67,9 +72,11 @@ class Run(Loop[FineTune]):
         answers = self.setting.answers(self.model, self.here.device)
         if not np.isfinite(answers).all():
             raise self._diverged(step, f"the answer to held-out example {np.flatnonzero(~np.isfinite(answers))[0]}")
-        if self.spec.watch and step:
-            self.watch(step, self.body)
-        return {"scores": self.setting.scores(answers)}
+        found = {"scores": self.setting.scores(answers)}
+        if not self.spec.watch or not step:
+            return found
+        self.watch(step, self.body)
+        return {**found, "first": self.watch.inside(self.body, self.optimizer)}
 
     def kept(self) -> dict[str, Any]:
         """The factors that the first gradient chose, and what was watched."""
@@ -84,12 +91,18 @@ class Run(Loop[FineTune]):
 
     def found(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
         """The record's numbers, of all lines of the metrics."""
-        watched = {"spectra": spectra(self.body), "cosines": self.watch.cosines(self.spec.steps)}
         return {
             "losses": [line["loss"] for line in lines if "loss" in line],
             "scores": [{"step": line["step"], **line["scores"]} for line in lines if "scores" in line],
             "seconds": self.seconds,
             "trainable": trainable(self.body),
             "data": self.fingerprint,
-            **(watched if self.spec.watch else {}),
+            **(self._watched(lines) if self.spec.watch else {}),
+        }
+
+    def _watched(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "spectra": spectra(updates(self.body, self.watch.start)),
+            "cosines": self.watch.cosines(self.spec.steps),
+            "first": {str(line["step"]): line["first"] for line in lines if "first" in line},
         }

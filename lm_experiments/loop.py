@@ -83,6 +83,10 @@ class Loop(ABC, Generic[S]):
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
         """The mean loss over these examples."""
 
+    def weight(self, indices: Integer[np.ndarray, " part"]) -> int:
+        """What the mean loss over these examples counts in that over more of them: by default their number."""
+        return len(indices)
+
     @abstractmethod
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 1, over the spec's."""
@@ -157,17 +161,20 @@ class Loop(ABC, Generic[S]):
         self.seconds += time.process_time() - clock
         return loss
 
+    def indices(self, step: int) -> Integer[np.ndarray, " batch"]:
+        """The examples of a step, over all processes."""
+        return order(self.examples, self.spec.batch, self.spec.seed, step)
+
     def _gradients(self, step: int) -> float:
         """Accumulate those of the mean loss over the batch; the loss."""
-        here, batch = self.here, self.spec.batch
+        here, indices = self.here, self.indices(step)
         torch.manual_seed(crc32(f"{self.spec.seed} {here.rank} {step}".encode()))  # torch takes 32 bits of a seed
         self.model.train()
-        indices = order(self.examples, batch, self.spec.seed, step)[here.rank :: here.size]
-        parts = np.array_split(indices, self.parts)
+        parts, whole_batch = np.array_split(indices[here.rank :: here.size], self.parts), self.weight(indices)
         total = torch.zeros((), device=here.device)
         for number, part in enumerate(parts, 1):
             with here.together(self.model, last=number == len(parts)):
-                loss = self.loss(part) * len(part) / batch
+                loss = self.loss(part) * self.weight(part) / whole_batch
                 self.backward(step, loss * here.size)  # DDP and FSDP take the mean over processes
             total += loss.detach()
         return here.total(total)

@@ -16,7 +16,7 @@ class Options:
 
     data: Path | None = None
     """Fine-tuning: a folder with the tasks' files (see README, Real data); without one they come from the Hub or ./run
-    assets. Pre-training on "files": a text file, or a folder of them."""
+    assets. Pre-training on "files": a text file, or a folder of them; on "instructions": a JSON file, or a folder."""
     runs: Path = Path("runs")
     """Folder of checkpoints and metrics.jsonl, one folder a run."""
     results: Path = records.RESULTS

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer
+from jaxtyping import Integer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
 
 from lm_experiments import llama, models
 from lm_experiments.factored import factored, frozen
@@ -17,8 +18,8 @@ from lm_experiments.loop import Diverged, Loop, Report, begin
 from lm_experiments.optimize import prepared, state_bytes
 from lm_experiments.processes import Parallel, Processes, fill, whole
 from lm_experiments.runs import Pretrain
-from lm_experiments.tasks import streams
-from lm_experiments.tasks.streams import Text
+from lm_experiments.tasks import instructions, streams
+from lm_experiments.tasks.streams import Rows, Text
 from lm_experiments.watch_gradients import Watch, gradients
 from lowdim.optimizers import layerwise
 from lowdim.optimizers.pipeline import LowRank
@@ -39,7 +40,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train as the spec says, or go on where the run in `folder` stopped; what was found, as JSON keeps it.
 
-    source: the file or folder of the text "files". save_every, report, and what is raised: as `finetune` has it.
+    source: the file or folder of the text "files", or of "instructions". save_every, report, and what is raised: as
+    `finetune` has it.
     """
     if parallel == "fsdp" and (spec.layerwise or spec.low_rank_backward):
         raise ValueError("parallel = 'fsdp' reduces whole gradients: layerwise and low_rank_backward need 'ddp'")
@@ -54,12 +56,12 @@ def started(spec: Pretrain, source: Path | None = None) -> tuple[nn.Module, Text
     """The model as it starts, on the CPU, and its text."""
     if spec.model in llama.SIZES:
         tokenizer = models.tokenizer_of(spec.tokenizer) if spec.tokenizer else None
-        text = streams.read(spec.text, spec.length, source, tokenizer)
+        text = _read(spec, source, tokenizer)
         vocabulary = max(text.vocabulary, llama.SIZES[spec.model].vocabulary)
         model: nn.Module = llama.fresh(llama.config(spec.model, vocabulary, spec.length), spec.seed)
     elif spec.tokenizer is None:
         model, tokenizer = models.load(spec.model)
-        text = streams.read(spec.text, spec.length, source, tokenizer)
+        text = _read(spec, source, tokenizer)
     else:
         raise ValueError(f"tokenizer = {spec.tokenizer!r} of {spec.model}, which has its own: leave it out")
     model = factored(model, spec, spec.seed)
@@ -67,6 +69,11 @@ def started(spec: Pretrain, source: Path | None = None) -> tuple[nn.Module, Text
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16()
     return model, text
+
+
+def _read(spec: Pretrain, source: Path | None, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+    kind = instructions if spec.text.partition(":")[0] == instructions.NAME else streams
+    return kind.read(spec.text, spec.length, source, tokenizer)
 
 
 class Run(Loop[Pretrain]):
@@ -99,15 +106,21 @@ class Run(Loop[Pretrain]):
         return np.linspace(0, rows - 1, min(self.spec.held_out or rows, rows)).astype(int)
 
     def loss(self, indices: Integer[np.ndarray, " part"]) -> Tensor:
-        """Mean cross-entropy in nats a token, of training rows."""
-        return self._entropy(self.text.train.rows(indices)).mean()
+        """Mean cross-entropy in nats over the tokens that are predicted, of training rows."""
+        return self._entropy(self.text.train, indices).sum() / self.weight(indices)
 
-    def _entropy(self, rows: Int64[np.ndarray, "batch length_plus_1"]) -> Tensor:
-        """Of each token but the first of each row, in float32."""
-        tokens = torch.from_numpy(rows).to(self.here.device)
+    def weight(self, indices: Integer[np.ndarray, " part"]) -> int:
+        """Tokens that are predicted: every one counts alike, whatever part, process or row it is in."""
+        return self.text.train.predicted(indices)
+
+    def _entropy(self, side: Rows, indices: Integer[np.ndarray, " part"]) -> Tensor:
+        """Of each token but the first of each row, in float32; 0 where none is predicted."""
+        tokens, labels = (torch.from_numpy(a).to(self.here.device) for a in (side.rows(indices), side.labels(indices)))
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.spec.precision == "mixed"):
             logits: Tensor = self.model(input_ids=tokens[:, :-1], use_cache=False).logits
-        return cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+        return cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=streams.IGNORED
+        )
 
     def rate(self, step: int) -> float:
         """Linear to 1 over the warm-up, then min + (1 - min) (1 + cos pi t) / 2, t from 0 to 1 at the last step."""
@@ -164,8 +177,8 @@ class Run(Loop[Pretrain]):
         parts = np.array_split(rows, size * -(-len(rows) // (EVALUATED * size)))  # equally many for every process
         total = torch.zeros((), dtype=torch.float64, device=self.here.device)
         for part in parts[self.here.rank :: size]:
-            total += self._entropy(self.text.held_out.rows(part)).double().sum()
-        loss = self.here.total(total) / (len(rows) * self.spec.length)
+            total += self._entropy(self.text.held_out, part).double().sum()
+        loss = self.here.total(total) / self.text.held_out.predicted(rows)
         perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
         if not math.isfinite(perplexity):
             raise self._diverged(step, f"the held-out perplexity at loss {loss:g}")
@@ -205,7 +218,7 @@ class Run(Loop[Pretrain]):
             "scores": [{"step": line["step"], **line["scores"]} for line in lines if "scores" in line],
             **({"gradients": over_layers(lines, self.watch)} if self.spec.watch else {}),
             "seconds": self.seconds,
-            "tokens": self.spec.steps * self.spec.batch * self.spec.length,
+            "tokens": sum(self.weight(self.indices(step)) for step in range(1, self.spec.steps + 1)),
             "parameters": {
                 "all": sum(p.numel() for p in self.body.parameters()),
                 "trained": sum(p.numel() for p in self.body.parameters() if p.requires_grad),

@@ -1,15 +1,17 @@
 """The named pre-training runs: which of them answer which question about low-rank gradients.
 
-Every arm's learning rate is chosen first, from four tries on one seed that no later run has and at a quarter of the
-steps ("pretrain-rates"). "small" reads bytes of a text at --data, ten minutes of a CPU core that multiplies bfloat16
-itself and twenty of another; "full" is the papers' 60M LLaMA on C4, for GPUs. Neither has been run yet.
+From scratch ("pretrain-rates" and the others), and from SmolLM2 on to instructions and their answers ("instruct-rates",
+"instruct"). Every arm's learning rate is chosen first, from a few tries on one seed that no later run has and at a
+quarter of the steps. "small" reads bytes of a text at --data, ten minutes of a CPU core that multiplies bfloat16 itself
+and twenty of another, or a thousand instructions there, seven minutes of such a core a run; "full" is the papers' 60M
+LLaMA on C4, and the Hub's SmolLM2 on Alpaca, for GPUs, and was not run.
 
 Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, arXiv 2410.01623), Zhu et al. 2024 (APOLLO, arXiv
 2412.05270).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from lm_experiments import records
@@ -27,6 +29,28 @@ FULL = Pretrain(
     rank=128,
     precision="bf16",
     every=1000,
+)
+ANSWERS = Pretrain(
+    model="smollm2",
+    text="instructions",
+    steps=96,
+    batch=8,
+    length=128,
+    rank=32,
+    gap=20,
+    every=24,
+    held_out=0,
+    precision="mixed",
+)
+FULL_ANSWERS = replace(
+    ANSWERS,
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    text="instructions:tatsu-lab/alpaca",
+    steps=2400,
+    batch=64,
+    length=512,
+    gap=200,
+    every=400,
 )
 TUNING = 100
 """The seed that chooses learning rates."""
@@ -50,23 +74,53 @@ RATES = {arm: LOW if arm in ("AdamW", "LoRA", "low rank") else HIGH for arm in A
 """Learning rates tried for each arm."""
 
 
+ANSWERING: dict[str, dict[str, Any]] = {
+    "AdamW": {"optimizer": "adamw"},
+    "GaLore, warm, turned": {**TURNED, "scale": 4.0},
+    "Fira, warm, turned": {**TURNED, "optimizer": "fira", "scale": 1.0},
+}
+"""The same of a pretrained model. Embeddings learn at the targets' lr, so scale makes up for what a projection to rank
+32 of 576 takes from an update; 4 is GaLore's for fine-tuning, too. Fira's residual does so itself."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that start alike, and how their learning rates are chosen."""
+
+    runs: dict[Size, Pretrain]
+    """What all have in common."""
+    arms: dict[str, dict[str, Any]]
+    rates: Mapping[str, tuple[float, ...]]
+    name: str
+    """Of the experiment that chooses."""
+
+    def tries(self, size: Size, arm: str) -> Cells:
+        """The runs that choose an arm's rate."""
+        begin = replace(self.runs[size], **self.arms[arm], seed=TUNING)
+        shorter = replace(begin, steps=begin.steps // SHORTER, every=begin.steps // SHORTER)
+        return tuple(replace(shorter, lr=lr) for lr in self.rates[arm])
+
+    def all_tries(self, size: Size) -> Cells:
+        """Those of all arms."""
+        return tuple(cell for arm in self.arms for cell in self.tries(size, arm))
+
+    def seeds(self, size: Size) -> Cells:
+        """Every arm, on three seeds."""
+        return tuple(replace(self.runs[size], **arm, seed=seed) for seed in range(3) for arm in self.arms.values())
+
+
+SCRATCH = Comparison({"small": SMALL, "full": FULL}, ARMS, RATES, "pretrain-rates")
+INSTRUCTED = Comparison(
+    {"small": ANSWERS, "full": FULL_ANSWERS},
+    ANSWERING,
+    dict.fromkeys(ANSWERING, (3e-5, 1e-4, 3e-4)),
+    "instruct-rates",
+)
+
+
 def shared(size: Size) -> Pretrain:
-    """What all runs of a size have in common."""
-    return SMALL if size == "small" else FULL
-
-
-def _tries(size: Size, arm: str) -> Cells:
-    begin = replace(shared(size), **ARMS[arm], seed=TUNING)
-    shorter = replace(begin, steps=begin.steps // SHORTER, every=begin.steps // SHORTER)
-    return tuple(replace(shorter, lr=lr) for lr in RATES[arm])
-
-
-def _rates(size: Size) -> Cells:
-    return tuple(cell for arm in ARMS for cell in _tries(size, arm))
-
-
-def _optimizers(size: Size) -> Cells:
-    return tuple(replace(shared(size), **arm, seed=seed) for seed in range(3) for arm in ARMS.values())
+    """What all runs of a size that start from scratch have in common."""
+    return SCRATCH.runs[size]
 
 
 def _ranks(size: Size) -> Cells:
@@ -87,15 +141,19 @@ def _gradients(size: Size) -> Cells:
 
 
 PRETRAININGS: dict[str, Experiment] = {
-    "pretrain-rates": Experiment("Which learning rate is best for each optimizer?", _rates, tuned=False),
+    "pretrain-rates": Experiment("Which learning rate is best for each optimizer?", SCRATCH.all_tries, tuned=False),
     "optimizers": Experiment(
-        "GaLore, Fira, APOLLO, LoRA, low rank, AdamW: which reaches what perplexity?", _optimizers
+        "GaLore, Fira, APOLLO, LoRA, low rank, AdamW: which reaches what perplexity?", SCRATCH.seeds
     ),
     "ranks": Experiment("What does the rank of the subspace cost?", _ranks),
     "gaps": Experiment("How often must the subspace be found anew?", _gaps),
     "gradients": Experiment(
         "Of how low a rank are gradients, how fast do they turn, and are Fira's factors Adam's?", _gradients
     ),
+    "instruct-rates": Experiment(
+        "Which is best for each on instructions, from SmolLM2 on?", INSTRUCTED.all_tries, tuned=False
+    ),
+    "instruct": Experiment("Do GaLore and Fira learn to answer as full AdamW does?", INSTRUCTED.seeds),
 }
 
 
@@ -104,11 +162,17 @@ def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] |
 
     Raises ValueError if those runs are not there yet.
     """
-    size = next(size for size in get_args(Size) if shared(size).model == cell.model)
-    arm = next(arm for arm, its in ARMS.items() if replace(shared(size), **its) == _plain(cell, shared(size)))
-    tries = {tried.lr: read(tried) for tried in _tries(size, arm)}
+    among, size = next(
+        (comparison, size)
+        for comparison in (SCRATCH, INSTRUCTED)
+        for size in get_args(Size)
+        if (comparison.runs[size].model, comparison.runs[size].text) == (cell.model, cell.text)
+    )
+    like = among.runs[size]
+    arm = next(arm for arm, its in among.arms.items() if replace(like, **its) == _plain(cell, like))
+    tries = {tried.lr: read(tried) for tried in among.tries(size, arm)}
     if missing := [lr for lr, record in tries.items() if record is None]:
-        raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments pretrain-rates first")
+        raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments {among.name} first")
     return replace(cell, lr=min(tries, key=lambda lr: tries[lr].score(cell.metric)))  # type: ignore[union-attr]
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
 from lm_experiments.tasks.text import TASKS
 
-Method = Literal["compressed", "random", "narrow", "wide", "lora", "full"]
+Method = Literal["compressed", "random", "narrow", "wide", "lora", "galore", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -32,9 +32,10 @@ class FineTune:
     examples: int = 256
     """n, drawn without replacement; 0 takes all."""
     method: Method = "compressed"
-    """Deep LoRA compressed from the first gradient, the same from random outer factors, narrow or wide; lora; full."""
+    """Deep LoRA compressed from the first gradient, the same from random outer factors, narrow or wide; lora; galore,
+    which trains the layers themselves in subspaces of their gradients; full."""
     rank: int = 8
-    """Width of the adapter. LoRA's is as wide; the wide form ignores it."""
+    """Width of the adapter, and of GaLore's subspaces. The wide form ignores it."""
     depth: int = 3
     """L of Deep LoRA."""
     scale: float = 1e-3
@@ -46,7 +47,7 @@ class FineTune:
     layers: Literal["all", "attention"] = "all"
     """all: every linear layer but the head; attention: query and value."""
     lr: float = 1e-3
-    """Of the adapter, or of the model if method = full; the head's is head_lr."""
+    """Of the adapter, or of what trains in its place if method = galore or full; the head's is head_lr."""
     centre: bool = True
     """A score's head starts at the mean score; otherwise the first gradient says little else than that mean."""
     head_lr: float = 1e-3
@@ -74,7 +75,8 @@ class FineTune:
     part: Literal["tuning", "report"] = "report"
     """Which half of the validation examples, divided once for all: learning rates are chosen on the other half."""
     watch: bool = False
-    """Record singular values and leading subspaces of each layer's update at every evaluation."""
+    """Record singular values and leading subspaces of each layer's update at every evaluation, and how much of it lies
+    in that of the first gradient."""
     seed: int = 0
     """Of examples, batches, head, adapter and dropout."""
 
@@ -96,7 +98,7 @@ class FineTune:
             raise ValueError(f"rank = {self.rank} is odd: half of it comes from the gradient; take {self.rank + 1}")
         if self.watch and self.method == "full":
             raise ValueError(
-                "watch = True with method = full: updates are watched in adapters only; take watch = False"
+                "watch = True with method = full: updates of chosen layers only are watched; take watch = False"
             )
 
     @property
@@ -134,7 +136,8 @@ class Pretrain(OptimizerSpec):
     """tiny, 3m, 9m, 60m, 130m, 350m, 1b or 7b, from scratch; or a pretrained causal model with its tokenizer: smollm2,
     a folder that save_pretrained wrote, org/name[@revision]."""
     text: str = "python"
-    """python: the standard library's sources; files: text at --data; or org/name[:config][@revision] of the Hub."""
+    """python: the standard library's sources; files: text at --data; or org/name[:config][@revision] of the Hub.
+    instructions: pairs at --data, or instructions:org/name[@revision] of the Hub; answers alone are predicted."""
     tokenizer: str | None = None
     """Of a model from scratch: a folder or org/name[@revision]; None reads bytes."""
     steps: int = 1000
@@ -144,7 +147,7 @@ class Pretrain(OptimizerSpec):
     accumulate: int = 1
     """Parts, one after the other, of each process's share of a batch."""
     length: int = 256
-    """Tokens of a row that are predicted."""
+    """Tokens of a row that are predicted; an instruction and its answer have as many at most, and one."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     floor: float = 0.1

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from lm_experiments import checkpoints
 from lm_experiments import finetune as loop
-from lm_experiments.adapt import adapted, parameter_groups, trainable
+from lm_experiments.adapt import adapted, optimizer, parameter_groups, trainable
 from lm_experiments.batches import by_length, encode, held_out, order
 from lm_experiments.finetune import Diverged, Run, Stopped
 from lm_experiments.processes import Processes
@@ -60,15 +60,16 @@ def test_the_loop_is_a_plain_one(folder, tmp_path, method):
     found = run(what, tmp_path / "run", folder)
     setting, model = started(what, folder)
     epochs = np.concatenate([np.random.default_rng([0, epoch]).permutation(12) for epoch in range(3)])
-    optimizer = torch.optim.AdamW(parameter_groups(model, what), eps=1e-6, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.5 * step / 6)
+    plain = torch.optim.AdamW(parameter_groups(model, what), eps=1e-6, weight_decay=0.0)
+    plain = optimizer(model, what) if method == "galore" else plain
+    schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: 1 - 0.5 * step / 6)
     losses = []
     for step in range(7):
         batch = setting.train.batch(epochs[4 * step : 4 * step + 4])
         loss = mse_loss(model(**without_labels(batch)).logits[:, 0], batch["labels"])
-        optimizer.zero_grad()
+        plain.zero_grad()
         loss.backward()
-        optimizer.step()
+        plain.step()
         schedule.step()
         losses.append(loss.item())
     np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
@@ -92,7 +93,9 @@ def test_a_batch_may_be_larger_than_the_examples(folder, tmp_path):
     np.testing.assert_allclose(twice, once, rtol=2e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "lora"}, {"method": "full"}, {"gamma": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "lora"}, {"method": "galore"}, {"method": "full"}, {"gamma": 0.0}], ids=str
+)
 def test_head_and_outer_factors_learn_at_their_own_rates(folder, changes):
     what = spec(folder, **{"gamma": 0.05, "head_lr": 0.5, **changes})
     _, model = started(what, folder)
@@ -144,7 +147,7 @@ def test_in_bf16_gradients_of_the_cores_are_those_of_single_precision(folder, tm
         return right, top
 
     layer.folded = watched
-    Run(setting, model, model, tmp_path, HERE)._gradients(1)
+    Run(setting, model, model, tmp_path, HERE, Watch(what))._gradients(1)
     left, (first, second, third) = layer.outer("default")[1], layer.cores("default")
     by_hand = ((left.double() @ third.double() @ second.double()).mT @ seen[0].grad.double()).detach()
     np.testing.assert_allclose(first.grad, by_hand, rtol=1e-5, atol=1e-6 * float(by_hand.abs().max()))
@@ -212,6 +215,7 @@ CASES = [
     (spec, {"method": "narrow", "decay": 0.3}),
     (spec, {"method": "wide"}),
     (spec, {"method": "full", "decay": 0.1, "lr": 1e-3}),
+    (spec, {"method": "galore", "watch": True}),
     (llama_spec, {"method": "lora", "precision": "bf16", "watch": True}),
     (llama_spec, {"method": "full", "precision": "bf16"}),
 ]
@@ -378,19 +382,20 @@ def test_answers_that_are_not_finite_are_never_scored(folder, tmp_path, monkeypa
 # ---- what is watched
 
 
-@pytest.mark.parametrize("method", ["lora", "compressed", "wide"])
+@pytest.mark.parametrize("method", ["lora", "compressed", "wide", "galore"])
 def test_watched_spectra_and_angles_are_those_of_the_weights(folder, tmp_path, monkeypatch, method):
     """The updates are differences of merged weights; angles come from SciPy, on their exact singular vectors."""
     what, kept, honest = spec(folder, method=method, watch=True, every=4, rank=2), {}, Watch.__call__
 
     def watching(self, step, model):
-        kept[step] = updates(model)
+        kept[step] = updates(model, self.start)
         kept["model"] = model
         honest(self, step, model)
 
     monkeypatch.setattr(Watch, "__call__", watching)
     found = run(what, tmp_path, folder)
-    merged, start = kept["model"].merge_and_unload(), Setting(what, folder, HERE.device).model
+    merged = kept["model"] if method == "galore" else kept["model"].merge_and_unload()
+    start = Setting(what, folder, HERE.device).model
     directions = 8 if method == "wide" else 2
     for name, update in kept[7].items():
         exact = merged.get_submodule(name).weight - start.get_submodule(name).weight

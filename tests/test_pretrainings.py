@@ -11,7 +11,18 @@ from rich.console import Console
 from lm_experiments import records
 from lm_experiments.__main__ import main
 from lm_experiments.experiments import EXPERIMENTS
-from lm_experiments.pretrainings import ARMS, PRETRAININGS, RATES, SHORTER, TUNING, chosen, shared
+from lm_experiments.pretrainings import (
+    ARMS,
+    INSTRUCTED,
+    PRETRAININGS,
+    RATES,
+    SCRATCH,
+    SHORTER,
+    TUNING,
+    Comparison,
+    chosen,
+    shared,
+)
 from lm_experiments.registry import recorded
 from lm_experiments.runs import Pretrain
 from lm_experiments.summary import label, summary
@@ -23,14 +34,27 @@ def made_up(what: Pretrain, perplexity: float) -> records.Record:
     return records.Record(what, {"scores": [{"step": what.steps, "perplexity": perplexity}]}, {})
 
 
-def rated(best: dict[str, float], size="small") -> dict[Pretrain, records.Record]:
-    """All runs that choose rates, the best of each arm as said."""
+BOTH = (SCRATCH, INSTRUCTED)
+
+
+def among(name: str) -> Comparison:
+    """What the runs of an experiment are compared with."""
+    return INSTRUCTED if name.startswith("instruct") else SCRATCH
+
+
+def rated(best: dict[str, int], size="small") -> dict[Pretrain, records.Record]:
+    """All runs that choose rates, the best of each arm at this place among those tried, counted round."""
     found = {}
-    for arm, its in ARMS.items():
-        for tried in PRETRAININGS["pretrain-rates"].cells(size):
-            if all(getattr(tried, name) == value for name, value in {**_plain(), **its}.items()):
-                found[tried] = made_up(tried, 5.0 if tried.lr == best[arm] else 9.0 + tried.lr)
+    for comparison in BOTH:
+        for arm, its in comparison.arms.items():
+            for tried in PRETRAININGS[comparison.name].cells(size):
+                if all(getattr(tried, name) == value for name, value in {**_plain(), **its}.items()):
+                    found[tried] = made_up(tried, 5.0 if tried.lr == at(comparison, arm, best) else 9.0 + tried.lr)
     return found
+
+
+def at(comparison: Comparison, arm: str, best: dict[str, int]) -> float:
+    return comparison.rates[arm][best[arm] % len(comparison.rates[arm])]
 
 
 def _plain() -> dict:
@@ -49,31 +73,33 @@ def test_rates_are_chosen_on_a_seed_of_their_own_on_as_many_tries_for_each_arm(s
     for name, experiment in PRETRAININGS.items():
         for cell in experiment.cells(size):
             assert (cell.seed == TUNING) == (not experiment.tuned), name
-            assert cell.steps == shared(size).steps // (1 if experiment.tuned else SHORTER)
-    assert RATES.keys() == ARMS.keys()
-    assert {len(rates) for rates in RATES.values()} == {4}
-    assert len(PRETRAININGS["pretrain-rates"].cells(size)) == 4 * len(ARMS)
+            assert cell.steps == among(name).runs[size].steps // (1 if experiment.tuned else SHORTER)
+    for comparison in BOTH:
+        assert comparison.rates.keys() == comparison.arms.keys()
+        (tries,) = {len(set(rates)) for rates in comparison.rates.values()}
+        assert len(PRETRAININGS[comparison.name].cells(size)) == tries * len(comparison.arms)
 
 
 @sizes
-def test_every_arm_is_run_on_three_seeds_with_nothing_else_different(size):
-    cells = PRETRAININGS["optimizers"].cells(size)
-    assert len(cells) == 3 * len(ARMS)
+@pytest.mark.parametrize("name", ["optimizers", "instruct"])
+def test_every_arm_is_run_on_three_seeds_with_nothing_else_different(size, name):
+    cells, comparison = PRETRAININGS[name].cells(size), among(name)
+    assert len(cells) == 3 * len(comparison.arms)
     for seed in range(3):
-        for arm in ARMS.values():
-            assert replace(shared(size), **arm, seed=seed) in cells
+        for arm in comparison.arms.values():
+            assert replace(comparison.runs[size], **arm, seed=seed) in cells
 
 
 @sizes
-@given(best=st.fixed_dictionaries({arm: st.sampled_from(rates) for arm, rates in RATES.items()}))
+@given(best=st.fixed_dictionaries({arm: st.integers(0, 11) for arm in {**ARMS, **INSTRUCTED.arms}}))
 def test_the_best_rate_of_its_arm_is_chosen_at_any_rank_gap_and_seed(size, best):
     found = rated(best, size)
-    assert len(found) == 4 * len(ARMS)
-    for name in ("optimizers", "ranks", "gaps", "gradients"):
+    assert len(found) == sum(len(PRETRAININGS[comparison.name].cells(size)) for comparison in BOTH)
+    for name in ("optimizers", "ranks", "gaps", "gradients", "instruct"):
         for cell in PRETRAININGS[name].cells(size):
             own = {field: getattr(cell, field) for field in _plain()}
-            (arm,) = (arm for arm, its in ARMS.items() if {**_plain(), **its} == own)
-            assert chosen(cell, found.get) == replace(cell, lr=best[arm])
+            (arm,) = (arm for arm, its in among(name).arms.items() if {**_plain(), **its} == own)
+            assert chosen(cell, found.get) == replace(cell, lr=at(among(name), arm, best))
 
 
 @sizes
@@ -91,7 +117,7 @@ def test_gradients_are_watched_in_runs_that_are_else_those_of_the_comparison(siz
 
 @sizes
 def test_a_figure_reads_the_records_of_pretraining(size, tmp_path):
-    best = rated({arm: rates[2] for arm, rates in RATES.items()}, size)
+    best = rated(dict.fromkeys({**ARMS, **INSTRUCTED.arms}, 2), size)
     for cell, record in best.items():
         records.write(cell, record.found, {}, tmp_path)
     with pytest.raises(ValueError, match=r"6 of 6 runs of 'gradients' have no record yet: python -m .* gradients"):
@@ -105,24 +131,25 @@ def test_a_figure_reads_the_records_of_pretraining(size, tmp_path):
 
 
 def test_a_rate_that_diverged_is_not_chosen():
-    best = {arm: rates[1] for arm, rates in RATES.items()}
-    found = rated(best)
+    found = rated(dict.fromkeys({**ARMS, **INSTRUCTED.arms}, 1))
     cell = PRETRAININGS["optimizers"].cells("small")[0]
-    (winner,) = (tried for tried in found if tried.optimizer == "adamw" and tried.lr == best["AdamW"])
+    (winner,) = (tried for tried in SCRATCH.tries("small", "AdamW") if tried.lr == RATES["AdamW"][1])
     found[winner] = replace(found[winner], found={"diverged": "step 3 of it: the loss is not finite"})
     assert chosen(cell, found.get).lr == RATES["AdamW"][0]
 
 
-def test_a_missing_rate_is_named_with_the_command_that_finds_it(tmp_path):
+@pytest.mark.parametrize(("name", "lr"), [("optimizers", 0.0005), ("instruct", 3e-5)])
+def test_a_missing_rate_is_named_with_the_command_that_finds_it(tmp_path, name, lr):
     with pytest.raises(SystemExit) as stopped:
-        main(["optimizers", "--results", str(tmp_path)])
-    assert str(stopped.value) == "no record of lr = 0.0005 for AdamW: python -m lm_experiments pretrain-rates first"
+        main([name, "--results", str(tmp_path)])
+    command = f"python -m lm_experiments {among(name).name} first"
+    assert str(stopped.value) == f"no record of lr = {lr:g} for AdamW: {command}"
 
 
 @sizes
 @pytest.mark.parametrize("name", PRETRAININGS)
 def test_no_table_is_wider_than_a_terminal(name, size):
-    best = rated({arm: rates[0] for arm, rates in RATES.items()}, size)
+    best = rated(dict.fromkeys({**ARMS, **INSTRUCTED.arms}, 0), size)
     cells = PRETRAININGS[name].cells(size)
     cells = [chosen(cell, best.get) for cell in cells] if PRETRAININGS[name].tuned else list(cells)
     page = io.StringIO()

@@ -144,7 +144,7 @@ def test_a_data_set_of_the_hub_is_asked_for_and_read(monkeypatch):
         ("python", b"there", "'files' needs one, and it alone"),
         ("files", b"\xff\xfe", r"a\.txt is not text in UTF-8"),
         ("files", b"one short document", "gives 19 tokens to train on, of 1 documents, which is no row"),
-        ("books", None, r"text = 'books': take python, files, or org/name"),
+        ("books", None, r"text = 'books': take python, files, instructions, or org/name"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path, text, content, message):

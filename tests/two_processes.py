@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "fsdp full": ({**PLAIN, "method": "full", "lr": 1e-3}, "fsdp"),
     "ddp lora in uneven parts": ({**PLAIN, "method": "lora", "batch": 5, "accumulate": 3}, "ddp"),
     "fsdp lora in uneven parts": ({**PLAIN, "method": "lora", "batch": 5, "accumulate": 3}, "fsdp"),
+    "fsdp galore": ({**PLAIN, "method": "galore", "rank": 1, "watch": True}, "fsdp"),  # later directions are rounding
     "fsdp bf16": ({**PLAIN, "precision": "bf16"}, "fsdp"),
     "whole ddp resumed": (DROPPING, "ddp"),
     "whole fsdp resumed": (DROPPING, "fsdp"),

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -38,6 +38,8 @@ HUB = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revi
 END = 256
 """The token after a document of bytes."""
 PIECE = 2**14  # characters, at least, of a document that is a part of a file
+IGNORED = -100
+"""In place of a token that is not predicted, as torch has it."""
 AT_ONCE = 1000  # documents that a tokenizer gets together: fast ones work on them in parallel
 
 
@@ -58,12 +60,38 @@ class Stream:
         """These rows."""
         return self.tokens[indices[:, None] * self.length + np.arange(self.length + 1)].astype(np.int64)
 
+    def labels(self, indices: Integer[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch length"]:
+        """What follows each token but the last."""
+        return self.rows(indices)[:, 1:]
+
+    def predicted(self, indices: Integer[np.ndarray, " batch"]) -> int:
+        """Tokens that are."""
+        return len(indices) * self.length
+
+
+class Rows(Protocol):
+    """Tokens to read and, shifted by one, to predict, but for labels that are IGNORED."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Integer[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch longest"]:
+        """The tokens of these rows."""
+        ...
+
+    def labels(self, indices: Integer[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch longest_less_1"]:
+        """What is to be predicted after each of them but the last."""
+        ...
+
+    def predicted(self, indices: Integer[np.ndarray, " batch"]) -> int:
+        """How many tokens are."""
+        ...
+
 
 class Text(NamedTuple):
     """What is learned from, what is held out, and how many different tokens there are."""
 
-    train: Stream
-    held_out: Stream
+    train: Rows
+    held_out: Rows
     vocabulary: int
     fingerprint: dict[str, str]
     """SHA-256 over the tokens of each."""
@@ -145,21 +173,28 @@ def _is_text(path: Path) -> bool:
 
 
 def _from_hub(text: str) -> Iterator[str]:
+    data = loaded(text)
+    if "text" not in data.column_names:
+        raise ValueError(f"{text} has the columns {', '.join(data.column_names)}, but no text: take another data set")
+    yield from (row["text"] for row in data)
+
+
+def loaded(text: str) -> Any:
+    """The training part of a data set of the Hub. Raises ConnectionError, or ValueError for what is no name of one."""
     found = HUB.fullmatch(text)
     if found is None:
-        raise ValueError(f"text = {text!r}: take python, files, or org/name[:config][@revision] of the Hub")
+        raise ValueError(
+            f"text = {text!r}: take python, files, instructions, or org/name[:config][@revision] of the Hub"
+        )
     from datasets import load_dataset  # takes a second to import, which files need not wait for
 
     try:
-        data = load_dataset(found["id"], found["config"], split="train", revision=found["revision"], streaming=False)
+        return load_dataset(found["id"], found["config"], split="train", revision=found["revision"], streaming=False)
     except OSError as error:  # the parent of all that Hub and network raise
         raise ConnectionError(
             f"could not get {text} from the Hub: {error}\nConnect, or unset HF_HUB_OFFLINE, if set; or take 'python', "
             "or 'files' and a path"
         ) from error
-    if "text" not in data.column_names:
-        raise ValueError(f"{text} has the columns {', '.join(data.column_names)}, but no text: take another data set")
-    yield from (row["text"] for row in data)
 
 
 def _tokens(
