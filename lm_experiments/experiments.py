@@ -28,6 +28,8 @@ SMOLLM2 = FineTune(
 )
 BERT = FineTune(model="google-bert/bert-base-cased", examples=1024, steps=1000, every=100, held_out=0)
 T5 = replace(BERT, model="google-t5/t5-base")
+BELOW = 1e-14
+"""An epsilon below the first gradients of the compressed form's cores."""
 TUNING = (100, 101, 102)
 """The seeds that choose learning rates."""
 GRIDS: dict[str, tuple[float, ...]] = {
@@ -97,7 +99,7 @@ def _tries(base: FineTune, method: str) -> Cells:
 
 
 def chosen(cell: FineTune, read: Callable[[FineTune], records.Record[FineTune] | None] = records.read) -> FineTune:
-    """The cell with the learning rate that is best for its model, method and kind of task, in the mean over `TUNING`.
+    """The cell with the learning rate best for its model, method, kind of task and eps, in the mean over `TUNING`.
 
     Raises ValueError if those runs are not there yet.
     """
@@ -106,11 +108,12 @@ def chosen(cell: FineTune, read: Callable[[FineTune], records.Record[FineTune] |
     bases = [base for size in get_args(Size) for base, _ in _tuned_on(size)]
     base = next(b for b in bases if (b.model, b.task) == (cell.model, task))
     totals = dict.fromkeys(GRIDS[method], 0.0)
-    for tried in _tries(base, method):
+    for tried in _tries(replace(base, eps=cell.eps), method):
         record = read(tried)
         if record is None:
+            first = "rates" if cell.eps == base.eps else "epsilon"
             raise ValueError(
-                f"no record of lr = {tried.lr:g} for {method}, {task}: python -m lm_experiments rates first"
+                f"no record of lr = {tried.lr:g} for {method}, {task}: python -m lm_experiments {first} first"
             )
         totals[tried.lr] += record.score(TASKS[task].metric)
     return replace(cell, lr=max(totals, key=totals.__getitem__))
@@ -159,8 +162,13 @@ def _outer(size: Size) -> Cells:
 
 
 def _epsilon(size: Size) -> Cells:
-    tries = [cell for cell in _rates(size) if (cell.task, cell.method) == ("stsb", "compressed")]
-    return tuple(replace(cell, eps=1e-14) for cell in tries if cell.model == _encoder(size).model)
+    base = replace(_encoder(size), eps=BELOW)
+    return tuple(cell for method in ("compressed", "lora") for cell in _tries(base, method))
+
+
+def _below(cells: Callable[[Size], Cells]) -> Callable[[Size], Cells]:
+    """Those of the compressed form, with the small epsilon."""
+    return lambda size: tuple(replace(cell, eps=BELOW) for cell in cells(size) if cell.method == "compressed")
 
 
 def _smollm2(size: Size) -> Cells:
@@ -181,6 +189,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "epsilon": Experiment(
         "What if Adam's epsilon lies below the first gradients of the compressed form?", _epsilon, tuned=False
     ),
+    "epsilon-rank": Experiment("Is it robust to its rank then?", _below(_rank)),
+    "epsilon-fewshot": Experiment("Does it gain the more the fewer examples there are then?", _below(_fewshot)),
     "rank": Experiment("Is Deep LoRA robust to its rank where LoRA is not?", _rank),
     "rank-rates": Experiment(
         "Is it with a learning rate that falls as 1 / rank?", _rank_rates, times=lambda cell: 8 / cell.rank
