@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if name in ("--help", "-h"):
         said = {name: line for name, (_, line) in OWN.items()} | {"memory": MEMORY}
         said |= {name: experiment.question for name, experiment in NAMED.items()}
-        print(HELP + "\n".join(fill(f"  {n:14} {line}", 80, subsequent_indent=17 * " ") for n, line in said.items()))
+        print(HELP + "\n".join(fill(f"  {n:15} {line}", 80, subsequent_indent=18 * " ") for n, line in said.items()))
         return 0
     names = [*OWN, "memory", *NAMED]
     if name not in names:
