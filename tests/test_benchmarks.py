@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sims.dynamics import gradient_descent, rollout
 from sims.losses import Factorization, Sensing
@@ -195,6 +196,28 @@ def test_a_compressed_adapter_has_l_r_squared_more_parameters_a_layer_than_lora(
     size = replace(adapters.TINY, rank=rank)
     deep, lora = (adapters.trained(size.adapted(name)) for name in (adapters.DEEP, adapters.LORA))
     assert deep - lora == 7 * size.layers * 3 * rank**2
+
+
+def saved_and_multiplied(name: str, size: adapters.Size) -> tuple[int, int]:
+    """Bytes that the forward pass keeps for the backward one, weights aside; operations of both."""
+    model, inputs = size.adapted(name), size.inputs()
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+        model(**inputs).loss.backward()
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in weights), counter.get_total_flops()
+
+
+@pytest.mark.skipif(not adapters.available(), reason="needs transformers and PEFT")
+def test_a_compressed_adapter_keeps_and_multiplies_hardly_more_than_lora() -> None:
+    size = replace(adapters.Size(), layers=2, words=100)
+    deep, lora = (saved_and_multiplied(name, size) for name in (adapters.DEEP, adapters.LORA))
+    assert 0 < deep[0] < 1.05 * lora[0]
+    assert 0 < deep[1] < 1.01 * lora[1]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own
