@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 from torch.nn.functional import cross_entropy, mse_loss
+from transformers import T5Config, T5ForConditionalGeneration
 
 from lm_experiments import checkpoints
 from lm_experiments import finetune as loop
@@ -27,7 +28,7 @@ from lm_experiments.setting import Setting
 from lm_experiments.tasks import text
 from lm_experiments.tasks.text import TASKS, Examples
 from lm_experiments.watch import Watch, updates
-from tests.tiny_models import HERE, llama_spec, made, run, spec, without_time
+from tests.tiny_models import HERE, WORDS, bert, llama_spec, made, run, spec, without_time
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,29 @@ def started(what, folder):
     count = len(setting.train)
     first = setting.train.batch(np.random.default_rng([what.seed, 0]).permutation(count)[: what.batch])
     return setting, adapted(setting.model, what, first, setting.loss)
+
+
+@pytest.fixture(scope="module")
+def t5(folder) -> Path:
+    """With BERT's words, whose texts end in [SEP]."""
+    tokenizer, _ = bert([" ".join(WORDS)])
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.eos_token = tokenizer.sep_token
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 2, "decoder_start_token_id": 0}
+    config = T5Config(**sizes, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
+    tokenizer.save_pretrained(folder / "t5")
+    return folder / "t5"
+
+
+@pytest.mark.parametrize("method", ["compressed", "lora"])
+@pytest.mark.parametrize("task", ["stsb", "sst2"])
+def test_an_encoder_with_a_decoder_learns_as_an_encoder_does(folder, tmp_path, t5, task, method):
+    found = run(spec(folder, model=str(t5), task=task, method=method, steps=20, every=20), tmp_path / "run", folder)
+    assert np.mean(found["losses"][-3:]) < np.mean(found["losses"][:3])
+    names = started(spec(folder, model=str(t5), task=task, method=method), folder)[1].state_dict()
+    for part in ("encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.1.EncDecAttention.v", "wo"):
+        assert any(part in name and ("deep_lora" in name or "lora_A" in name) for name in names), part
 
 
 def without_labels(batch):
