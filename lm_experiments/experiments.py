@@ -7,7 +7,6 @@ core, of an H200 2 s; "full" are the paper's models and sizes, for a GPU, and we
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 from lm_experiments import records
@@ -162,9 +161,8 @@ def _outer(size: Size) -> Cells:
     return cells + grid(_encoder(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
 
 
-def _epsilon(size: Size, task: str = "stsb") -> Cells:
-    base = replace(_encoder(size), eps=BELOW, task=task)
-    return tuple(cell for method in ("compressed", "lora") for cell in _tries(base, method))
+def _epsilon(size: Size) -> Cells:
+    return _tries(replace(_encoder(size), eps=BELOW), "compressed")
 
 
 def _below(cells: Callable[[Size], Cells]) -> Callable[[Size], Cells]:
@@ -189,9 +187,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "centre": Experiment("What if the first gradient is spent on the mean score?", _centre),
     "epsilon": Experiment(
         "What if Adam's epsilon lies below the first gradients of the compressed form?", _epsilon, tuned=False
-    ),
-    "epsilon-classes": Experiment(
-        "The same where classes are told apart?", partial(_epsilon, task="sst2"), tuned=False
     ),
     "epsilon-rank": Experiment("Is it robust to its rank then?", _below(_rank)),
     "epsilon-fewshot": Experiment("Does it gain the more the fewer examples there are then?", _below(_fewshot)),
