@@ -47,14 +47,12 @@ def write(spec: FineTune | Pretrain, found: dict[str, Any], where: dict[str, Any
 
 def read(spec: S, folder: Path = RESULTS) -> Record[S] | None:
     """The record of exactly this run; None if it was not run. ValueError if the file is damaged or another run's."""
-    place, defaults = path(spec, folder), type(spec)().described()
+    place = path(spec, folder)
     if not place.is_file():
         return None
     try:
         content = json.loads(place.read_bytes())
-        # fields that are newer than the record stand at their defaults, as what they change did not exist
-        there = {**defaults, **content["spec"]}
-        record = Record(spec, content["found"], content["where"])
+        there, record = content["spec"], Record(spec, content["found"], content["where"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place} is no whole record ({error!r}): delete it and run it again") from error
     wanted = spec.described()

@@ -85,7 +85,7 @@ def test_for_every_run_a_learning_rate_was_tried_and_methods_are_tuned_alike(siz
 
 def rated(best: dict[str, float], size="small") -> dict[FineTune, records.Record]:
     """All runs that choose rates, the best of each method as said."""
-    cells = EXPERIMENTS["rates"].cells(size)
+    cells = (*EXPERIMENTS["rates"].cells(size), *EXPERIMENTS["epsilon"].cells(size))
     return {cell: made_up(cell, 0.9 if best[cell.method] == cell.lr else 0.1 * cell.lr) for cell in cells}
 
 
@@ -102,7 +102,8 @@ def test_the_best_rate_is_chosen(size, best):
 def test_the_best_rate_is_so_in_the_mean_over_its_seeds_and_none_that_diverged():
     cell = EXPERIMENTS["fewshot"].cells("small")[0]
     found = rated({method: rates[1] for method, rates in GRIDS.items()})
-    tries = {s: r for s, r in found.items() if (s.model, s.task, s.method) == ("minilm", "stsb", cell.method)}
+    like = ("minilm", "stsb", cell.method, cell.eps)
+    tries = {s: r for s, r in found.items() if (s.model, s.task, s.method, s.eps) == like}
     lucky, steady, broken = GRIDS[cell.method][2:]
     for tried in tries:
         by_seed = {lucky: (1.0, 0.0, 0.0), steady: (0.92, 0.91, 0.91), broken: (1.0, 1.0, 1.0)}.get(
@@ -189,7 +190,7 @@ def test_keys_do_not_depend_on_the_process():
         ({"scale": 0.0}, "scale = 0.0"),
         ({"gamma": -1.0}, "gamma = -1.0"),
         ({"decay": 2.0}, "decay = 2.0"),
-        ({"method": "full", "watch": True}, "updates are watched in adapters only; take watch = False"),
+        ({"method": "full", "watch": True}, "updates of chosen layers only are watched; take watch = False"),
     ],
 )
 def test_impossible_runs_are_refused(changes, message):
