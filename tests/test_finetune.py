@@ -70,6 +70,13 @@ def test_an_encoder_with_a_decoder_learns_as_an_encoder_does(folder, tmp_path, t
         assert any(part in name and ("deep_lora" in name or "lora_A" in name) for name in names), part
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_epsilon_is_that_of_the_spec(folder, method):
+    what = spec(folder, method=method, eps=0.123)
+    groups = optimizer(started(what, folder)[1], what).param_groups
+    assert {group["eps"] for group in groups} == {0.123}
+
+
 def without_labels(batch):
     return {name: value for name, value in batch.items() if name != "labels"}
 

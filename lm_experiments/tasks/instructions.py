@@ -112,7 +112,8 @@ def _pairs(name: str, source: Path | None) -> Iterator[Pair]:
     place = name.removeprefix(NAME).removeprefix(":")
     if (source is None) != bool(place):
         raise ValueError(
-            f"text = {name!r} with {'a' if source else 'no'} path: {NAME!r} needs one, {NAME + ':org/name'!r} has none"
+            f"text = {name!r} with {'a' if source else 'no'} path at --data: {NAME!r} needs one, "
+            f"{NAME + ':org/name'!r} has none"
         )
     if source is not None:
         yield from _from_files(source.expanduser())

@@ -126,7 +126,9 @@ def is_held_out(document: str) -> bool:
 
 def _documents(text: str, source: Path | None) -> Iterable[str]:
     if (source is not None) != (text == "files"):
-        raise ValueError(f"text = {text!r} with {'a' if source else 'no'} path: 'files' needs one, and it alone")
+        raise ValueError(
+            f"text = {text!r} with {'a' if source else 'no'} path at --data: 'files' needs one, and it alone"
+        )
     if source is not None:
         return _from_files(source.expanduser())
     return _standard_library() if text == "python" else _from_hub(text)

@@ -31,17 +31,21 @@ def load(
     model is as it was.
     """
     folder = Path(folder, subfolder or "")
-    if isinstance(model, PeftModel) and adapter_name in model.peft_config:
+    further = model if isinstance(model, PeftModel) else None
+    if further is not None and adapter_name in further.peft_config:
         raise ValueError(f"the model has an adapter {adapter_name!r} already: give another adapter_name")
     _check_config(folder / CONFIG_NAME)
     path = folder / SAFETENSORS_WEIGHTS_NAME
     keys = _keys(path)
-    further = model if isinstance(model, PeftModel) else None
     with restored_on_error(model):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")  # said below, as an error
-                loaded = _loaded(model, folder, adapter_name, options)
+                if further is None:
+                    loaded = PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, **options)
+                else:
+                    further.load_adapter(folder, adapter_name, **options)
+                    loaded = further
             _check_whole(loaded, path, adapter_name, keys)
         except BaseException as error:
             if further is not None and adapter_name in further.peft_config:
@@ -50,13 +54,6 @@ def load(
                 raise ValueError(f"{path} does not fit the model, was it saved from another one? {error}") from error
             raise
     return loaded
-
-
-def _loaded(model: nn.Module, folder: Path, adapter_name: str, options: dict[str, Any]) -> PeftModel:
-    if not isinstance(model, PeftModel):
-        return PeftModel.from_pretrained(model, folder, adapter_name=adapter_name, **options)
-    model.load_adapter(folder, adapter_name, **options)
-    return model
 
 
 def _check_whole(model: PeftModel, path: Path, adapter_name: str, keys: set[str]) -> None:
