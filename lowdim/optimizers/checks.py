@@ -74,27 +74,3 @@ def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
             f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take "
             "a smaller lr. Nothing was changed"
         )
-
-
-def check_same_bases(plan: Plan | None, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError if the saved bases are those of a parameter of another shape."""
-    found = {name: tuple(saved[name].shape) for name in ("P0", "P1") if name in saved}
-    fits = {f"P{mode}": (plan.shape[mode], rank) for mode, rank in plan.ranks.items()} if plan else {}
-    if plan and found and found != fits:
-        raise ValueError(
-            f"the saved state of {plan.name} has bases {found}, and here they are {fits}: give the parameters in the "
-            "order of the run that is to go on"
-        )
-
-
-def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if the saved states are of another rank, side or precision than ours."""
-    for number, (group, other) in enumerate(zip(ours, saved, strict=False)):
-        for key in ("rank", "proj_type", "state", "codec", "projector"):
-            default = {"proj_type": "std"}.get(key)
-            one, two = (found.get(key, default) for found in (group, other))
-            if one != two:
-                raise ValueError(
-                    f"the saved state has {key} = {two!r} in group {number}, this optimizer {one!r}: make it with the "
-                    "options of the run that is to go on, or begin anew"
-                )

@@ -57,11 +57,21 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
     optimizer.window = accumulate
     same(parameter for group in optimizer.param_groups for parameter in group["params"])
     hooks = [
-        parameter.register_post_accumulate_grad_hook(partial(arrived, optimizer, number))
+        parameter.register_post_accumulate_grad_hook(partial(_hooked, optimizer, number))
         for number, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
     ]
     return Handles(optimizer, [*hooks, optimizer.register_step_post_hook(ended)])
+
+
+def _hooked(optimizer: LowRank, number: int, parameter: Tensor) -> None:
+    """Raise ValueError for a weight whose core comes in its own time (`galore_backward`), and a gradient beside it."""
+    if parameter in optimizer.apart:
+        raise ValueError(
+            f"{optimizer.plans[parameter].name} is used outside its linear layer, too (tied weights, a penalty): take "
+            "galore_backward or layerwise, not both"
+        )
+    arrived(optimizer, number, parameter)
 
 
 @torch.no_grad()

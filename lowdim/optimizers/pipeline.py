@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .bases import begun, due, held, laid_out, refresh, row_by_row, steps
-from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
+from .bases import begun, due, held, refresh, row_by_row, steps
+from .checks import check, check_gradient, check_parameters, named
 from .inner import Inner
 from .plan import Plan, plans_of
 from .projection import Bases, project
 from .replicas import average
 from .residual import Residual, Seen, shrink_
+from .resume import as_saved, fitting
 from .rounding import Written, dice
 from .sharded import Rows, is_divided, local, rows_of, whole
 from .states import State
@@ -33,7 +34,7 @@ class LowRank(Optimizer):
     rule: Residual
     window = 0
     """Micro-batches of a step whose updates are made in backward hooks (`layerwise`); 0 if `step` makes them."""
-    apart: tuple[Tensor, ...] = ()
+    apart: Collection[Tensor] = ()
     """Parameters whose gradients and cores nobody else averages over processes; `met` once that is done for a step."""
     met = False
 
@@ -192,7 +193,9 @@ class LowRank(Optimizer):
         work = work.clone() if blank else work
         bases = held(state, plan, work.dtype, work.device)
         bases = bases if rows is None else rows.of_bases(bases)
-        core = project(seen, bases) if core is None else core
+        if gradient is not None:  # beside a core it is that of other uses of the weight
+            core = project(seen, bases) if core is None else core + project(seen, bases)
+        assert core is not None
         core = core if rows is None or 0 not in bases else rows.total(core)
         direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
         self.rule(
@@ -212,21 +215,11 @@ class LowRank(Optimizer):
         Raises ValueError, before anything is loaded, for a state of another rank, side or precision.
         """
         self._notice()
-        check_same_plan(self.param_groups, state_dict["param_groups"])
-        saved = (
-            state_dict["state"].get(index, {}) for group in state_dict["param_groups"] for index in group["params"]
-        )
-        ours = [parameter for group in self.param_groups for parameter in group["params"]]
-        pairs = list(zip(saved, ours, strict=False))  # torch raises if one is longer
-        for state, parameter in pairs:
-            check_same_bases(self.plans.get(parameter), state)
+        pairs = fitting(state_dict, self.param_groups, self.plans)
         super().load_state_dict(state_dict)
         for state, parameter in pairs:
             rows, divided = self.rows.get(parameter), self._divides(self.plans.get(parameter))
-            for name, value in state.items():
-                kept = value.to(parameter.device if value.ndim or name == "limiter" else "cpu", copy=True)
-                kept = laid_out(name, kept)
-                self.state[parameter][name] = kept if rows is None or name not in divided else rows.placed(kept)
+            self.state[parameter].update(as_saved(state, parameter.device, rows, divided))
         self._replan()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
