@@ -86,7 +86,7 @@ def test_apollo_scales_the_gradient_itself(rule, shape, rank, seed):
     group = {"params": [parameter], "rank": rank, "update_proj_gap": 2, "scale": 4.0}
     optimizer = kind([group], lr=0.05, betas=(0.9, 0.99), weight_decay=0.1)
     plan = optimizer.plans[parameter]
-    drawn = {step: bases._gaussian(plan, mode, step, torch.float64, torch.device("cpu")).numpy() for step in (0, 2, 4)}
+    drawn = {step: bases._random(plan, mode, step, torch.float64, torch.device("cpu")).numpy() for step in (0, 2, 4)}
     reference = Reference(weight, rank, 2, 4.0, "std", rule, bases=drawn.__getitem__)
     for gradient in given:
         reference.update(gradient)
@@ -361,6 +361,40 @@ def test_sparse_gradients_are_refused_by_name():
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match=r"the gradient of weight is sparse: take nn.Embedding\(sparse=False\)"):
         optimizer.step()
+
+
+# ---- random bases, and kernels of few channels
+
+
+@pytest.mark.parametrize("kind", ["galore", "fira", "frugal", "apollo", "mini"])
+def test_random_bases_drawn_again_are_those_that_are_kept(kind):
+    found = []
+    for projector in ("seed", "fp32"):
+        parameter = layer(40, 24)
+        group = {"params": [parameter], "rank": 4, "update_proj_gap": 3, "scale": 1.0}
+        optimizer = KINDS[kind]([group], lr=0.05, refresh="random", projector=projector, moments="keep")
+        steps([parameter], optimizer, 0, 5)
+        basis = optimizer.bases(parameter, torch.float32)[1]
+        found.append((parameter.detach(), basis.mT @ basis))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    if kind in ("apollo", "mini"):  # entries of variance 1 / r
+        assert found[0][1].trace() == pytest.approx(24, rel=0.3)
+    else:
+        torch.testing.assert_close(found[0][1], torch.eye(4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 3, 3), (16, 2, 1, 1), (2, 16, 1, 1), (12, 8)])
+def test_a_kernel_of_few_channels_has_few_directions_in_each_mode(shape):
+    """A 3 x 3 kernel of 64 channels, each for itself, has 9; more are not asked for."""
+    parameter, rank = layer(*shape, dtype=torch.float64), min(9 if len(shape) > 2 else 8, max(shape[:2]))
+    rank = 2 if shape[-1] == 1 else rank
+    before, gradient = parameter.detach().clone(), layer(*shape, dtype=torch.float64, seed=1).detach()
+    optimizer = GaLoreSGD([{"params": [parameter], "rank": rank, "proj_type": "tucker", "scale": 1.0}], lr=1.0)
+    parameter.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(parameter, before - gradient, rtol=0, atol=1e-12)  # nothing is lost
+    with pytest.raises(ValueError, match=rf"rank = {rank + 1} of parameter 0 .*<= {rank}"):
+        GaLoreSGD([{"params": [layer(*shape)], "rank": rank + 1, "proj_type": "tucker"}])
 
 
 # ---- refreshes and moments

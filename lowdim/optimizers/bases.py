@@ -26,7 +26,7 @@ ALIKE, TIMES = 0.4, 5  # Q-GaLore: |cos| between leading directions that counts 
 def held(state: State, plan: Plan, dtype: torch.dtype, device: torch.device) -> Bases:
     """The bases as they are kept, by mode; none before the first refresh."""
     if "drawn" in state:
-        return {mode: _gaussian(plan, mode, int(state["drawn"]), dtype, device) for mode in plan.modes}
+        return {mode: _random(plan, mode, int(state["drawn"]), dtype, device) for mode in plan.modes}
     return {mode: _decoded(state, f"P{mode}", dtype) for mode in plan.modes if f"P{mode}" in state}
 
 
@@ -72,7 +72,7 @@ def due(state: State, plan: Plan, step: int) -> bool:
 def _basis(wide: Tensor, plan: Plan, mode: int, step: int, before: Bases, group: Mapping[str, Any]) -> Tensor:
     method, rank = group["refresh"], plan.ranks[mode]
     if method == "random":
-        return torch.linalg.qr(_gaussian(plan, mode, step, wide.dtype, wide.device)).Q
+        return _random(plan, mode, step, wide.dtype, wide.device)
     matrix, side = (wide, ("left", "right")[mode]) if wide.ndim == 2 else (wide.movedim(mode, 0).flatten(1), "left")
     if method == "warm" and mode in before:
         return leading_subspace(matrix, rank, side=side, method="warm", start=before[mode], passes=1)  # type: ignore[arg-type]
@@ -101,11 +101,12 @@ def _postpone(state: State, before: Bases, after: Bases, plan: Plan) -> None:
     state["gap"], state["stayed"] = torch.tensor(gap), torch.tensor(count)
 
 
-def _gaussian(plan: Plan, mode: int, step: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Entries of variance 1 / r, so that |P^T x| is |x| in the mean; the same in every process."""
+def _random(plan: Plan, mode: int, step: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Orthonormal, or entries of variance 1 / r; the same in every process, and whether it is kept or drawn again."""
     shape = (plan.shape[mode], plan.ranks[mode])
     generator = torch.Generator(device).manual_seed(crc32(f"{plan.name} {mode} {step}".encode()))
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device) / shape[1] ** 0.5
+    drawn = torch.randn(shape, generator=generator, dtype=dtype, device=device) / shape[1] ** 0.5
+    return torch.linalg.qr(drawn).Q if plan.orthonormal else drawn
 
 
 def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> None:

@@ -187,7 +187,7 @@ class Apollo(_AdamW):
     Bases are not stored: a seed suffices. scale: alpha, 1 by default. Zhu et al. 2024, arXiv 2412.05270, Algorithm 1.
     """
 
-    rule = Rescaled("channel")
+    rule = Rescaled(by_column=True)
     scale = 1.0
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-2, **named: Any) -> None:
@@ -197,7 +197,7 @@ class Apollo(_AdamW):
 class ApolloMini(Apollo):
     """APOLLO with one k for the matrix; meant for rank 1, and scale = 128 by default."""
 
-    rule = Rescaled("tensor")
+    rule = Rescaled(by_column=False)
     scale = 128.0
 
 

@@ -238,6 +238,7 @@ class LowRank(Optimizer):
         plans: dict[Tensor, Plan] = {}
         rows: dict[Tensor, Rows] = {}
         for number, group in enumerate(self.param_groups[first:], first):
-            plans |= plans_of(group, named(group, number))
-            rows |= rows_of(named(group, number), self.inner, group)
+            rule, ones = self.rule, named(group, number)
+            plans |= plans_of(group, ones, orthonormal=rule.orthonormal, by_column=rule.by_column)
+            rows |= rows_of(ones, self.inner, group)
         self.plans, self.rows = (self.plans | plans, self.rows | rows) if first else (plans, rows)
