@@ -20,6 +20,7 @@ from lowdim.optimizers import (
     GaLoreSGD,
     bases,
 )
+from lowdim.optimizers.states import read
 from tests.reference_optimizers import Reference, side_of
 
 EXACT = {"refresh": "exact", "moments": "keep", "stagger": False}
@@ -432,6 +433,21 @@ def test_turned_moments_are_those_that_the_new_subspace_would_have_seen():
         assert (state["exp_avg_sq"] >= 0).all()
 
 
+def test_means_of_a_factored_second_moment_are_those_of_the_turned_one():
+    parameter = layer(9, 5, dtype=torch.float64)
+    group = {"params": [parameter], "rank": 3, "update_proj_gap": 4}
+    optimizer = GaLoreAdafactor([group], refresh="exact", relative_step=False, lr=0.0)
+    steps([parameter], optimizer, 0, 4)
+    state = optimizer.state[parameter]
+    row, column, before = (state[name].numpy().copy() for name in ("exp_avg_sq_row", "exp_avg_sq_col", "P1"))
+    steps([parameter], optimizer, 4, 1)
+    after, core = state["P1"].numpy(), (parameter.grad @ state["P1"]).numpy()
+    turned = np.outer(row, column) / row.mean() @ ((after.T @ before) ** 2).T
+    squares, share = core**2 + 1e-30, 5**-0.8
+    np.testing.assert_allclose(state["exp_avg_sq_row"], (1 - share) * turned.mean(1) + share * squares.mean(1))
+    np.testing.assert_allclose(state["exp_avg_sq_col"], (1 - share) * turned.mean(0) + share * squares.mean(0))
+
+
 def test_begun_again_moments_are_those_of_a_new_optimizer():
     options = {"moments": "reset", "stagger": False, "refresh": "exact"}
     parameter = layer(9, 5)
@@ -524,3 +540,43 @@ def test_rounding_at_random_keeps_steps_that_the_nearest_loses():
     assert moved[0] == 0
 
     assert 1e-4 < moved[1] < 5e-3
+
+
+@pytest.mark.parametrize("state", ["bf16", "8bit"])
+def test_second_moments_in_few_bits_follow_gradients_that_shrink(state):
+    """A step changes V by a thousandth: rounded to the nearest bfloat16 it would stay ten times too large for ever."""
+    gradient = layer(128, 64, seed=1).detach()
+    found = []
+    for precision in ("fp32", state):
+        parameter = layer(128, 64)
+        group = {"params": [parameter], "rank": 64}
+        optimizer = GaLoreAdamW([group], lr=0.0, betas=(0.9, 0.99), refresh="exact", moments="keep", state=precision)
+        for step in range(500):
+            parameter.grad = gradient * (1.0 if step < 50 else 0.1)
+            optimizer.step()
+        found.append(read(optimizer.state[parameter], "exp_avg_sq", optimizer.param_groups[0]).sqrt())
+    torch.testing.assert_close(found[1].norm(), found[0].norm(), rtol=0.02, atol=0)
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.03
+
+
+@pytest.mark.parametrize("convention", ["torch", "authors"])
+def test_adafactor_decays_before_its_update_as_its_authors_do(convention):
+    parameter, gradient = layer(6, 5), layer(6, 5, seed=1).detach()
+    options = {"lr": 0.1, "relative_step": False, "scale_parameter": False, "convention": convention}
+    plain, decayed = nn.Parameter(parameter.detach().clone()), nn.Parameter(parameter.detach().clone())
+    for one, decay in ((plain, 0.0), (decayed, 0.5)):
+        one.grad = gradient
+        GaLoreAdafactor([one], weight_decay=decay, **options).step()
+    torch.testing.assert_close(decayed, plain - 0.05 * parameter)
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_a_warm_up_that_begins_with_a_rate_of_zero_limits_as_any_other(variant):
+    """Norms are compared with the bias correction, which is there at lr = 0, too."""
+    limits = []
+    for lr in (0.0, 1e-3):
+        parameter = layer(12, 8)
+        optimizer = FiraAdamW([{"params": [parameter], "rank": 3}], lr=lr, variant=variant)
+        steps([parameter], optimizer, 0, 1)
+        limits.append(float(optimizer.state[parameter]["limiter"]))
+    assert limits[0] == pytest.approx(limits[1], rel=1e-6)

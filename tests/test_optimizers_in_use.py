@@ -492,6 +492,19 @@ def test_states_go_where_the_parameters_are(kind):
             assert value.device.type == ("cpu" if name in counters else "meta"), name
 
 
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_of_wider_weights_goes_on(kind, dtype):
+    wide, narrow = [layer(12, 8, dtype=torch.float64), layer(6)], [layer(12, 8, dtype=dtype), layer(6, dtype=dtype)]
+    one, other = (KINDS[kind]([{"params": p[:1], "rank": 3}, {"params": p[1:]}]) for p in (wide, narrow))
+    train(wide, one, 0, 3)
+    other.load_state_dict(saved(one))
+    before = narrow[0].detach().clone()
+    train(narrow, other, 3, 2)
+    assert not torch.equal(narrow[0], before)
+    assert all(parameter.isfinite().all() for parameter in narrow)
+
+
 @pytest.mark.parametrize("projector", ["fp32", "bf16", "int8"])
 def test_a_saved_state_is_laid_out_row_by_row_and_goes_on_bit_for_bit(projector):
     """Broadcasts send memory as it lies; and products with a basis laid out otherwise would round otherwise."""

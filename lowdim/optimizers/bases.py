@@ -88,6 +88,8 @@ def _turn(state: State, before: Bases, after: Bases, group: Mapping[str, Any], i
             moment = read(state, name, group)
             moment = rotated(moment, turn, squared=squared) if turn else torch.zeros_like(moment)
             write(state, name, moment, group)
+    if turn:
+        inner.turned(state, turn)
 
 
 def _postpone(state: State, before: Bases, after: Bases, plan: Plan) -> None:

@@ -105,7 +105,7 @@ class Scaled:
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """With |S_j|^2 = |G_j|^2 - |R_j|^2, which are orthogonal, S itself is never formed."""
         mode, alpha = seen.plan.modes[0], seen.plan.scale
-        leak, outside, correction = 1.0, alpha, seen.direction.rate / seen.direction.lr if seen.direction.lr else 1.0
+        leak, outside, correction = 1.0, alpha, seen.direction.correction
         if group["variant"] == "code":  # which also compares norms without the bias correction
             leak, outside, correction = alpha, 1.0, 1.0
         factors = seen.ratio(mode)
