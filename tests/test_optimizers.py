@@ -356,9 +356,10 @@ def test_a_gradient_that_is_not_finite_is_refused_before_anything_is_changed(bad
     torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
 
 
-def test_sparse_gradients_are_refused_by_name():
+@pytest.mark.parametrize("group", [{"rank": 2}, {}])
+def test_sparse_gradients_are_refused_by_name(group):
     embedding = nn.Embedding(10, 8, sparse=True)
-    optimizer = GaLoreAdamW([{"params": list(embedding.named_parameters()), "rank": 2}])
+    optimizer = GaLoreAdamW([{"params": list(embedding.named_parameters()), **group}])
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match=r"the gradient of weight is sparse: take nn.Embedding\(sparse=False\)"):
         optimizer.step()

@@ -68,8 +68,6 @@ class LowRankBackward:
         receivers = {weight: _Core(optimizer, weight, numbers[weight]) for weight in weights}
         for module in self.modules:
             module.forward = _Forward(module, receivers[module.weight])  # type: ignore[assignment]
-        self._hook = optimizer.register_step_pre_hook(_unscaled)
-        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # a GradScaler then shows itself
         optimizer.apart = weights
         same(weights)
         self._ignored: Any = getattr(model, IGNORED, None)
@@ -79,9 +77,7 @@ class LowRankBackward:
         """The modules and the optimizer as they were before."""
         for module in self.modules:
             module.__dict__.pop("forward", None)
-        self._hook.remove()
         self.optimizer.apart = ()
-        del self.optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
         setattr(self.model, IGNORED, self._ignored)
         if self._ignored is None:
             delattr(self.model, IGNORED)
@@ -175,9 +171,3 @@ class _Linear(torch.autograd.Function):
         bias = errors.sum(0) if ctx.needs_input_grad[2] else None
         ctx.receiver.add(inputs, errors)
         return before, None, bias, None, errors.new_zeros(())
-
-
-def _unscaled(optimizer: LowRank, *_: object) -> None:
-    """Raise ValueError under a GradScaler, which divides gradients by its scale, and does not see cores."""
-    if hasattr(optimizer, "found_inf"):
-        raise ValueError("a GradScaler does not see cores: train in bfloat16 without it, or without galore_backward")

@@ -60,6 +60,7 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
         parameter.register_post_accumulate_grad_hook(partial(_hooked, optimizer, number))
         for number, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
+        if parameter.requires_grad
     ]
     return Handles(optimizer, [*hooks, optimizer.register_step_post_hook(ended)])
 
@@ -114,5 +115,5 @@ def ended(optimizer: LowRank, *_: object) -> None:
             elif parameter.grad is not None:
                 raise ValueError(
                     f"{name} has a gradient that came after its layer-wise update: leave the model without "
-                    "DistributedDataParallel, and call layerwise() after add_param_group()"
+                    "DistributedDataParallel, and call layerwise() after add_param_group() and requires_grad_()"
                 )
