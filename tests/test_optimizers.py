@@ -87,7 +87,10 @@ def test_apollo_scales_the_gradient_itself(rule, shape, rank, seed):
     group = {"params": [parameter], "rank": rank, "update_proj_gap": 2, "scale": 4.0}
     optimizer = kind([group], lr=0.05, betas=(0.9, 0.99), weight_decay=0.1)
     plan = optimizer.plans[parameter]
-    drawn = {step: bases._random(plan, mode, step, torch.float64, torch.device("cpu")).numpy() for step in (0, 2, 4)}
+    seeds = {step: bases._seed(plan, step) for step in (0, 2, 4)}
+    drawn = {
+        step: bases._random(plan, mode, s, torch.float64, torch.device("cpu")).numpy() for step, s in seeds.items()
+    }
     reference = Reference(weight, rank, 2, 4.0, "std", rule, bases=drawn.__getitem__)
     for gradient in given:
         reference.update(gradient)
