@@ -709,6 +709,7 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {"rank": None}, {}, r"rank = None of block.weight"),
         ("GaLoreAdamW", {"rank": 9, "proj_type": "tucker"}, {}, r"rank = 9 of block.weight.*<= 8"),
         ("FiraAdamW", {"proj_type": "full"}, {}, r"proj_type = 'full' of block.weight: Fira and APOLLO scale columns"),
+        ("Apollo", {}, {"moments": "rotate"}, r"moments = 'rotate' of APOLLO's random bases, which are not"),
         ("Apollo", {"proj_type": "tucker"}, {}, r"proj_type = 'tucker' of block.weight: Fira and APOLLO scale columns"),
         ("GaLoreAdamW", {"update_proj_gap": None}, {}, r"update_proj_gap = None of block.weight: take 1 or more"),
         ("GaLoreAdamW", {"update_proj_gap": 0}, {}, r"update_proj_gap = 0 of block.weight: take 1 or more whole steps"),

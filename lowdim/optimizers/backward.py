@@ -97,7 +97,8 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
     before DistributedDataParallel wraps the model: these weights are left out of its buckets, begin as the first
     process has them, and `step` averages their cores (or, at a refresh, gradients) over the processes. Layers with a
     forward of their own (subclasses, accelerate's hooks) are left as they are, and gradients of other uses of a weight
-    (tied embeddings, penalties) are projected in `step`. Copies of the model are plain ones.
+    (tied embeddings, penalties) are projected in `step`. Copies of the model are plain ones. A backward pass for the
+    inputs alone (torch.autograd.grad) accumulates cores, too: call zero_grad after it.
 
     Raises ValueError if the optimizer needs whole gradients (Fira, APOLLO, Frugal), has no linear layer of the model
     with a projection on one side, or has weights that FSDP2 has divided; and in `step` under a GradScaler.

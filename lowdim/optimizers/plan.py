@@ -110,6 +110,10 @@ def plans_of(
         p: planned(name, p, group, offset, orthonormal=orthonormal)
         for (name, p), offset in zip(named, offsets, strict=True)
     }
+    if not orthonormal and group["refresh"] == "random" and group["moments"] == "rotate":
+        raise ValueError(
+            "moments = 'rotate' of APOLLO's random bases, which are not orthonormal: take 'keep' or 'reset'"
+        )
     for plan in plans.values():
         if by_column and len(plan.modes) > 1:
             raise ValueError(
