@@ -292,3 +292,91 @@ def test_layerwise_twice_or_without_batches_is_refused():
         layerwise(optimizer, accumulate=0)
     with layerwise(optimizer), pytest.raises(ValueError, match="layer-wise already: True"):
         layerwise(optimizer)
+
+
+# ---- layers that are more than y = x W^T + b
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_gradients_of_other_uses_of_a_weight_count(layers):
+    """A penalty, and an embedding with the same weight; layer-wise such weights are refused."""
+
+    def trained(backward: bool):
+        torch.manual_seed(0)
+        embedding, head = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+        head.weight = embedding.weight
+        model = nn.Sequential(embedding, head).double()
+        groups = parameter_groups(model, rank=2, update_proj_gap=2, target=lambda name, _: name == "1")
+        optimizer = GaLoreSGD(groups, lr=0.1)
+        if layers:
+            layerwise(optimizer)
+        if backward:
+            galore_backward(model, optimizer)
+        for step in range(6):
+            words = torch.randint(9, (7,), generator=torch.Generator().manual_seed(step))
+            (model(words).logsumexp(-1).mean() + head.weight.square().sum() / 9).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return head.weight.detach()
+
+    plain = trained(False)
+    if layers:
+        with pytest.raises(ValueError, match=r"0.weight is used outside its linear layer"):
+            trained(True)
+    else:
+        torch.testing.assert_close(trained(True), plain, rtol=0, atol=1e-9)
+
+
+class Halved(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) / 2
+
+
+@pytest.mark.parametrize("way", ["subclass", "instance"])
+def test_layers_with_a_forward_of_their_own_keep_it(way):
+    model, other = made("adamw"), made("adamw")
+    for net, _ in (model, other):
+        if way == "subclass":
+            net.second.__class__ = Halved
+        else:  # as accelerate's hooks do
+            plain = net.second.forward
+            net.second.forward = lambda inputs, plain=plain: plain(inputs) / 2
+    kept = vars(model[0].second).get("forward")
+    with galore_backward(*model):
+        train(*model, 0, 5)
+    assert vars(model[0].second).get("forward") is kept
+    train(*other, 0, 5)
+    assert_same(model[0], other[0])
+
+
+def test_a_weight_that_is_frozen_later_stays_as_it_is():
+    model, optimizer = made("adamw")
+    with galore_backward(model, optimizer):
+        train(model, optimizer, 0, 2)
+        model.second.weight.requires_grad_(False)
+        before, first = model.second.weight.clone(), model.first.weight.clone()
+        train(model, optimizer, 2, 3)
+        assert torch.equal(model.second.weight, before)
+        assert not torch.equal(model.first.weight, first)
+        model.second.weight.requires_grad_(True)
+        train(model, optimizer, 5, 1)
+        assert not torch.equal(model.second.weight, before)
+
+
+def test_copies_of_the_model_are_plain_ones():
+    """An average of weights, or a pickle, must not carry the optimizer, nor hide gradients from another one."""
+    model, optimizer = made("adamw")
+    galore_backward(model, optimizer)
+    train(model, optimizer, 0, 2)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(other(batch(3)), model(batch(3)))
+        other(batch(3)).sum().backward()
+        assert all(parameter.grad is not None for parameter in other.parameters())
+    assert len(file.getvalue()) < 20_000
+    twin = copy.deepcopy((model, optimizer))
+    train(model, optimizer, 2, 4)
+    train(*twin, 2, 4)
+    assert_same(model, twin[0])

@@ -20,6 +20,7 @@ from lowdim.optimizers import (
     GaLoreSGD,
     bases,
 )
+from lowdim.optimizers.states import read
 from tests.reference_optimizers import Reference, side_of
 
 EXACT = {"refresh": "exact", "moments": "keep", "stagger": False}
@@ -86,7 +87,10 @@ def test_apollo_scales_the_gradient_itself(rule, shape, rank, seed):
     group = {"params": [parameter], "rank": rank, "update_proj_gap": 2, "scale": 4.0}
     optimizer = kind([group], lr=0.05, betas=(0.9, 0.99), weight_decay=0.1)
     plan = optimizer.plans[parameter]
-    drawn = {step: bases._gaussian(plan, mode, step, torch.float64, torch.device("cpu")).numpy() for step in (0, 2, 4)}
+    seeds = {step: bases._seed(plan, step) for step in (0, 2, 4)}
+    drawn = {
+        step: bases._random(plan, mode, s, torch.float64, torch.device("cpu")).numpy() for step, s in seeds.items()
+    }
     reference = Reference(weight, rank, 2, 4.0, "std", rule, bases=drawn.__getitem__)
     for gradient in given:
         reference.update(gradient)
@@ -355,12 +359,47 @@ def test_a_gradient_that_is_not_finite_is_refused_before_anything_is_changed(bad
     torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
 
 
-def test_sparse_gradients_are_refused_by_name():
+@pytest.mark.parametrize("group", [{"rank": 2}, {}])
+def test_sparse_gradients_are_refused_by_name(group):
     embedding = nn.Embedding(10, 8, sparse=True)
-    optimizer = GaLoreAdamW([{"params": list(embedding.named_parameters()), "rank": 2}])
+    optimizer = GaLoreAdamW([{"params": list(embedding.named_parameters()), **group}])
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match=r"the gradient of weight is sparse: take nn.Embedding\(sparse=False\)"):
         optimizer.step()
+
+
+# ---- random bases, and kernels of few channels
+
+
+@pytest.mark.parametrize("kind", ["galore", "fira", "frugal", "apollo", "mini"])
+def test_random_bases_drawn_again_are_those_that_are_kept(kind):
+    found = []
+    for projector in ("seed", "fp32"):
+        parameter = layer(40, 24)
+        group = {"params": [parameter], "rank": 4, "update_proj_gap": 3, "scale": 1.0}
+        optimizer = KINDS[kind]([group], lr=0.05, refresh="random", projector=projector, moments="keep")
+        steps([parameter], optimizer, 0, 5)
+        basis = optimizer.bases(parameter, torch.float32)[1]
+        found.append((parameter.detach(), basis.mT @ basis))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    if kind in ("apollo", "mini"):  # entries of variance 1 / r
+        assert found[0][1].trace() == pytest.approx(24, rel=0.3)
+    else:
+        torch.testing.assert_close(found[0][1], torch.eye(4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 3, 3), (16, 2, 1, 1), (2, 16, 1, 1), (12, 8)])
+def test_a_kernel_of_few_channels_has_few_directions_in_each_mode(shape):
+    """A 3 x 3 kernel of 64 channels, each for itself, has 9; more are not asked for."""
+    parameter, rank = layer(*shape, dtype=torch.float64), min(9 if len(shape) > 2 else 8, max(shape[:2]))
+    rank = 2 if shape[-1] == 1 else rank
+    before, gradient = parameter.detach().clone(), layer(*shape, dtype=torch.float64, seed=1).detach()
+    optimizer = GaLoreSGD([{"params": [parameter], "rank": rank, "proj_type": "tucker", "scale": 1.0}], lr=1.0)
+    parameter.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(parameter, before - gradient, rtol=0, atol=1e-12)  # nothing is lost
+    with pytest.raises(ValueError, match=rf"rank = {rank + 1} of parameter 0 .*<= {rank}"):
+        GaLoreSGD([{"params": [layer(*shape)], "rank": rank + 1, "proj_type": "tucker"}])
 
 
 # ---- refreshes and moments
@@ -396,6 +435,21 @@ def test_turned_moments_are_those_that_the_new_subspace_would_have_seen():
         state = optimizer.state[parameter]
         torch.testing.assert_close(state["exp_avg"], mean @ state["P1"], rtol=0, atol=1e-12)
         assert (state["exp_avg_sq"] >= 0).all()
+
+
+def test_means_of_a_factored_second_moment_are_those_of_the_turned_one():
+    parameter = layer(9, 5, dtype=torch.float64)
+    group = {"params": [parameter], "rank": 3, "update_proj_gap": 4}
+    optimizer = GaLoreAdafactor([group], refresh="exact", relative_step=False, lr=0.0)
+    steps([parameter], optimizer, 0, 4)
+    state = optimizer.state[parameter]
+    row, column, before = (state[name].numpy().copy() for name in ("exp_avg_sq_row", "exp_avg_sq_col", "P1"))
+    steps([parameter], optimizer, 4, 1)
+    after, core = state["P1"].numpy(), (parameter.grad @ state["P1"]).numpy()
+    turned = np.outer(row, column) / row.mean() @ ((after.T @ before) ** 2).T
+    squares, share = core**2 + 1e-30, 5**-0.8
+    np.testing.assert_allclose(state["exp_avg_sq_row"], (1 - share) * turned.mean(1) + share * squares.mean(1))
+    np.testing.assert_allclose(state["exp_avg_sq_col"], (1 - share) * turned.mean(0) + share * squares.mean(0))
 
 
 def test_begun_again_moments_are_those_of_a_new_optimizer():
@@ -490,3 +544,43 @@ def test_rounding_at_random_keeps_steps_that_the_nearest_loses():
     assert moved[0] == 0
 
     assert 1e-4 < moved[1] < 5e-3
+
+
+@pytest.mark.parametrize("state", ["bf16", "8bit"])
+def test_second_moments_in_few_bits_follow_gradients_that_shrink(state):
+    """A step changes V by a thousandth: rounded to the nearest bfloat16 it would stay ten times too large for ever."""
+    gradient = layer(128, 64, seed=1).detach()
+    found = []
+    for precision in ("fp32", state):
+        parameter = layer(128, 64)
+        group = {"params": [parameter], "rank": 64}
+        optimizer = GaLoreAdamW([group], lr=0.0, betas=(0.9, 0.99), refresh="exact", moments="keep", state=precision)
+        for step in range(500):
+            parameter.grad = gradient * (1.0 if step < 50 else 0.1)
+            optimizer.step()
+        found.append(read(optimizer.state[parameter], "exp_avg_sq", optimizer.param_groups[0]).sqrt())
+    torch.testing.assert_close(found[1].norm(), found[0].norm(), rtol=0.02, atol=0)
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.03
+
+
+@pytest.mark.parametrize("convention", ["torch", "authors"])
+def test_adafactor_decays_before_its_update_as_its_authors_do(convention):
+    parameter, gradient = layer(6, 5), layer(6, 5, seed=1).detach()
+    options = {"lr": 0.1, "relative_step": False, "scale_parameter": False, "convention": convention}
+    plain, decayed = nn.Parameter(parameter.detach().clone()), nn.Parameter(parameter.detach().clone())
+    for one, decay in ((plain, 0.0), (decayed, 0.5)):
+        one.grad = gradient
+        GaLoreAdafactor([one], weight_decay=decay, **options).step()
+    torch.testing.assert_close(decayed, plain - 0.05 * parameter)
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_a_warm_up_that_begins_with_a_rate_of_zero_limits_as_any_other(variant):
+    """Norms are compared with the bias correction, which is there at lr = 0, too."""
+    limits = []
+    for lr in (0.0, 1e-3):
+        parameter = layer(12, 8)
+        optimizer = FiraAdamW([{"params": [parameter], "rank": 3}], lr=lr, variant=variant)
+        steps([parameter], optimizer, 0, 1)
+        limits.append(float(optimizer.state[parameter]["limiter"]))
+    assert limits[0] == pytest.approx(limits[1], rel=1e-6)

@@ -320,6 +320,23 @@ def test_scripts_for_galore_torch_run_unchanged():
     assert optimizer.plans[weights[0]].scale == 0.5
 
 
+@pytest.mark.parametrize("kind", ["GaLoreAdamW", "FiraAdamW", "Apollo", "ApolloMini", "Frugal"])
+def test_arguments_of_adamw_are_taken_unless_they_ask_for_more(kind):
+    """By position, as the authors' packages have them, and those of torch that change no number."""
+    one, two = layer(12, 8), layer(12, 8)
+    torchs = {"foreach": True, "fused": None, "amsgrad": False, "maximize": False, "capturable": False}
+    first = KINDS[kind]([{"params": [one], "rank": 3}], 0.05, (0.8, 0.9), 1e-5, 0.1)
+    named = {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.1, "differentiable": False}
+    second = KINDS[kind]([{"params": [two], "rank": 3}], **named, **torchs)
+    assert first.defaults == second.defaults
+    train([one], first, 0, 3)
+    train([two], second, 0, 3)
+    assert torch.equal(one, two)
+    for name in ("amsgrad", "maximize", "capturable", "differentiable"):
+        with pytest.raises(ValueError, match=f"{name} = True: torch.optim.AdamW can do that, these optimizers cannot"):
+            KINDS[kind]([one], **{name: True})
+
+
 def test_fira_groups_may_say_alpha():
     one, two = layer(12, 8), layer(12, 8)
     first = FiraAdamW([{"params": [one], "rank": 3, "update_proj_gap": 2, "alpha": 0.7, "proj_type": "std"}], lr=0.05)
@@ -390,8 +407,43 @@ def test_a_grad_scaler_with_cores_is_refused():
     scaler = torch.amp.GradScaler("cpu")
     with galore_backward(model, optimizer):
         scaler.scale(model(torch.ones(2, 8)).sum()).backward()
-        with pytest.raises(ValueError, match="a GradScaler does not see cores: train in bfloat16 without it"):
+        with pytest.raises(ValueError, match=r"a GradScaler does not see cores, nor .*: train in bfloat16 without it"):
             scaler.step(optimizer)
+
+
+def test_a_grad_scaler_with_layerwise_updates_is_refused():
+    model = nn.Linear(8, 12)
+    optimizer = GaLoreAdamW(parameter_groups(model, rank=3))
+    with layerwise(optimizer):
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(model(torch.ones(2, 8)).sum()).backward()
+        with pytest.raises(ValueError, match="nor gradients that backward hooks use up: train in bfloat16 without it"):
+            scaler.step(optimizer)
+
+
+def test_layerwise_updates_cannot_be_clipped_and_say_so():
+    model = nn.Linear(8, 12)
+    optimizer = GaLoreAdamW(parameter_groups(model, rank=3))
+    with layerwise(optimizer):
+        model(torch.ones(2, 8)).sum().backward()
+        with pytest.raises(ValueError, match=r"layer-wise updates are made before there is a norm .*: do not clip"):
+            optimizer.clip_grad_norm_(1.0)
+
+
+def test_frozen_parameters_may_be_in_the_groups_of_layerwise_updates():
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 6))
+    optimizer = GaLoreAdamW([{"params": list(model.named_parameters())}], lr=0.1)
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model)
+    with layerwise(optimizer):
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+        assert_equal(model[0], before[0])
+        assert not torch.equal(model[1].weight, before[1].weight)
+        model[0].requires_grad_(True)
+        model(torch.ones(2, 8)).sum().backward()
+        with pytest.raises(ValueError, match=r"0.weight has a gradient that came after .* and requires_grad_"):
+            optimizer.step()
 
 
 def test_groups_can_be_added_in_the_middle_of_a_run():
@@ -414,6 +466,48 @@ def test_groups_can_be_added_in_the_middle_of_a_run():
         optimizer.add_param_group({"params": [layer(5, 9)], "rank": 9})
     assert len(optimizer.param_groups) == 3
     assert len(optimizer.plans) == 2
+
+
+@each_kind
+def test_a_group_that_is_added_has_what_the_first_ones_have(kind):
+    """What Fira and Frugal alone know, too."""
+    made = []
+    for later in (False, True):
+        parameters = [layer(12, 8), layer(10, 6, seed=1)]
+        more = {"FiraAdamW": {"variant": "paper"}, "Frugal": {"residual_scale": 0.3}}.get(kind, {})
+        groups = [{"params": [parameter], "rank": 3, "scale": 0.5} for parameter in parameters]
+        optimizer = KINDS[kind](groups[: 2 - later], **more)
+        if later:
+            optimizer.add_param_group(groups[1])
+        optimizer = copy.deepcopy(optimizer)
+        train([group["params"][0] for group in optimizer.param_groups], optimizer, 0, 3)
+        made.append(optimizer.param_groups[1]["params"][0])
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_gaps_and_scales_may_be_changed_in_their_groups_and_ranks_may_not(layers):
+    """Once a step: layer-wise updates take them from the next one on."""
+    one, two = layer(12, 8), layer(12, 8)
+    changed = GaLoreAdamW([{"params": [one], "rank": 3, "scale": 0.5, "update_proj_gap": 50}], lr=0.05)
+    early = GaLoreAdamW([{"params": [two], "rank": 3, "scale": 1.0, "update_proj_gap": 2}], lr=0.025)
+    if layers:
+        layerwise(changed)
+    changed.param_groups[0] |= {"scale": 0.25, "update_proj_gap": 2}
+    changed.step()
+    changed.param_groups[0] |= {"lr": 0.1}
+    for step in range(5):
+        targets = layer(12, 8, seed=step).detach()
+        for parameter, optimizer in ((one, changed), (two, early)):
+            (parameter * targets).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(one, two)
+    changed.param_groups[0]["rank"] = 4
+    with pytest.raises(ValueError, match=r"rank or proj_type of parameter 0 of group 0 .* to 4 and 'std' from 3 and"):
+        changed.step()
+    changed.param_groups[0]["rank"] = 3
+    changed.step()
 
 
 def test_groups_have_ranks_sides_and_gaps_of_their_own():
@@ -490,6 +584,33 @@ def test_states_go_where_the_parameters_are(kind):
         assert other.state[parameter]
         for name, value in other.state[parameter].items():
             assert value.device.type == ("cpu" if name in counters else "meta"), name
+
+
+@pytest.mark.parametrize("kind", ["Apollo", "ApolloMini"])
+def test_random_bases_do_not_change_with_the_names_of_parameters(kind):
+    """Saved without names, and loaded by an optimizer that has them: until the next refresh."""
+    one = layer(12, 8)
+    optimizer = KINDS[kind]([{"params": [one], "rank": 3}])
+    train([one], optimizer, 0, 2)
+    two = nn.Parameter(one.detach().clone())
+    other = KINDS[kind]([{"params": [("block.weight", two)], "rank": 3}])
+    other.load_state_dict(saved(optimizer))
+    train([one], optimizer, 2, 3)
+    train([two], other, 2, 3)
+    assert torch.equal(one, two)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_of_wider_weights_goes_on(kind, dtype):
+    wide, narrow = [layer(12, 8, dtype=torch.float64), layer(6)], [layer(12, 8, dtype=dtype), layer(6, dtype=dtype)]
+    one, other = (KINDS[kind]([{"params": p[:1], "rank": 3}, {"params": p[1:]}]) for p in (wide, narrow))
+    train(wide, one, 0, 3)
+    other.load_state_dict(saved(one))
+    before = narrow[0].detach().clone()
+    train(narrow, other, 3, 2)
+    assert not torch.equal(narrow[0], before)
+    assert all(parameter.isfinite().all() for parameter in narrow)
 
 
 @pytest.mark.parametrize("projector", ["fp32", "bf16", "int8"])
@@ -586,7 +707,11 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {"rank": 0}, {}, r"rank = 0 of block.weight"),
         ("GaLoreAdamW", {"rank": 2.5}, {}, r"rank = 2.5 of block.weight"),
         ("GaLoreAdamW", {"rank": None}, {}, r"rank = None of block.weight"),
-        ("GaLoreAdamW", {"rank": 13, "proj_type": "tucker"}, {}, r"rank = 13 of block.weight.*<= 12"),
+        ("GaLoreAdamW", {"rank": 9, "proj_type": "tucker"}, {}, r"rank = 9 of block.weight.*<= 8"),
+        ("FiraAdamW", {"proj_type": "full"}, {}, r"proj_type = 'full' of block.weight: Fira and APOLLO scale columns"),
+        ("Apollo", {}, {"moments": "rotate"}, r"moments = 'rotate' of APOLLO's random bases, which are not"),
+        ("Apollo", {"proj_type": "tucker"}, {}, r"proj_type = 'tucker' of block.weight: Fira and APOLLO scale columns"),
+        ("GaLoreAdamW", {"update_proj_gap": None}, {}, r"update_proj_gap = None of block.weight: take 1 or more"),
         ("GaLoreAdamW", {"update_proj_gap": 0}, {}, r"update_proj_gap = 0 of block.weight: take 1 or more whole steps"),
         ("GaLoreAdamW", {"update_proj_gap": 1.5}, {}, r"update_proj_gap = 1.5 of block.weight"),
         ("GaLoreAdamW", {"scale": 0.0}, {}, r"scale = 0.0 of block.weight: take a finite number > 0"),
@@ -617,7 +742,14 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreSGD", {}, {"momentum": 1.0}, r"momentum = 1.0, nesterov = False: take 0 <= momentum < 1"),
         ("GaLoreSGD", {}, {"nesterov": True}, r"momentum = 0.0, nesterov = True: .*> 0 with nesterov"),
         ("GaLoreAdafactor", {}, {"lr": 0.1}, r"lr = 0.1 with relative_step = True: give one of them"),
-        ("FiraAdamW", {}, {"variant": "thesis"}, r"variant = 'thesis': take 'paper' or 'code'"),
+        ("FiraAdamW", {}, {"variant": "thesis"}, r"variant = 'thesis': take one of code, paper"),
+        ("FiraAdamW", {"variant": "thesis"}, {}, r"variant = 'thesis': take one of code, paper"),
+        ("Frugal", {}, {"residual_scale": float("nan")}, r"residual_scale = nan: take a finite number >= 0"),
+        ("GaLoreAdamW", {}, {"lr": None}, r"lr = None: take a finite number >= 0"),
+        ("GaLoreAdamW", {"weight_decay": None}, {}, r"weight_decay = None: take a finite number >= 0"),
+        ("GaLoreAdafactor", {}, {"decay_rate": 0.8}, r"decay_rate = 0.8, .*: take -1 <= decay_rate < 0"),
+        ("GaLoreAdafactor", {}, {"beta1": 1.0}, r"beta1 = 1.0: take .* None or 0 <= beta1 < 1"),
+        ("GaLoreAdafactor", {}, {"clip_threshold": 0.0}, r"clip_threshold = 0.0, .* a finite clip_threshold > 0"),
         (
             "GaLoreAdamW", {"params": [layer(12, 8, dtype=torch.float16)]}, {"stochastic_rounding": True},
             r"stochastic_rounding = True for float16 weights: take bfloat16, or leave it off",

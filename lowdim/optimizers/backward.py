@@ -8,7 +8,7 @@ which costs r / min(d_out, d_in) of G's time and memory; several micro-batches a
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,8 @@ class LowRankBackward:
         weights = dict.fromkeys(module.weight for module in self.modules)  # a set's order differs between processes
         receivers = {weight: _Core(optimizer, weight, numbers[weight]) for weight in weights}
         for module in self.modules:
-            module.forward = partial(_forward, module, receivers[module.weight])  # type: ignore[method-assign]
-        self._hook = optimizer.register_step_pre_hook(_unscaled)
-        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # a GradScaler then shows itself
-        optimizer.apart = tuple(weights)
+            module.forward = _Forward(module, receivers[module.weight])  # type: ignore[assignment]
+        optimizer.apart = weights
         same(weights)
         self._ignored: Any = getattr(model, IGNORED, None)
         setattr(model, IGNORED, {*(self._ignored or ()), *(f"{name}.weight" for name in layers)})
@@ -79,9 +77,7 @@ class LowRankBackward:
         """The modules and the optimizer as they were before."""
         for module in self.modules:
             module.__dict__.pop("forward", None)
-        self._hook.remove()
         self.optimizer.apart = ()
-        del self.optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
         setattr(self.model, IGNORED, self._ignored)
         if self._ignored is None:
             delattr(self.model, IGNORED)
@@ -99,7 +95,10 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
     Equal to the projected gradient up to rounding. zero_grad, closures, accumulation and `layerwise` work as before;
     `torch.nn.utils.clip_grad_norm_` sees nothing: use optimizer.clip_grad_norm_, which clips what there is. Call it
     before DistributedDataParallel wraps the model: these weights are left out of its buckets, begin as the first
-    process has them, and `step` averages their cores (or, at a refresh, gradients) over the processes.
+    process has them, and `step` averages their cores (or, at a refresh, gradients) over the processes. Layers with a
+    forward of their own (subclasses, accelerate's hooks) are left as they are, and gradients of other uses of a weight
+    (tied embeddings, penalties) are projected in `step`. Copies of the model are plain ones. A backward pass for the
+    inputs alone (torch.autograd.grad) accumulates cores, too: call zero_grad after it.
 
     Raises ValueError if the optimizer needs whole gradients (Fira, APOLLO, Frugal), has no linear layer of the model
     with a projection on one side, or has weights that FSDP2 has divided; and in `step` under a GradScaler.
@@ -113,7 +112,7 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and len(getattr(optimizer.plans.get(module.weight), "modes", ())) == 1
+        if _plain(module) and len(getattr(optimizer.plans.get(module.weight), "modes", ())) == 1
     }
     if not found:
         raise ValueError(
@@ -122,11 +121,29 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
     return LowRankBackward(model, optimizer, found)
 
 
+def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it computes what nn.Linear does: no subclass's own forward, none that accelerate or another has put."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and "forward" not in vars(module)
+
+
+class _Forward:
+    """A layer's forward in place of its class's. Copies and pickles of the layer have their class's."""
+
+    def __init__(self, module: nn.Linear, receiver: _Core) -> None:
+        self.module, self.receiver = module, receiver
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return _forward(self.module, self.receiver, inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (nn.Linear.forward, self.module)
+
+
 def _forward(module: nn.Linear, receiver: _Core, inputs: Tensor) -> Tensor:
     weight: Tensor = module.weight.detach()
     bias: Tensor | None = module.bias
     device = inputs.device.type
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not module.weight.requires_grad:
         return linear(inputs, weight, bias)
     if torch.is_autocast_enabled(device):  # which looks at functions that it knows only
         dtype = torch.get_autocast_dtype(device)
@@ -155,9 +172,3 @@ class _Linear(torch.autograd.Function):
         bias = errors.sum(0) if ctx.needs_input_grad[2] else None
         ctx.receiver.add(inputs, errors)
         return before, None, bias, None, errors.new_zeros(())
-
-
-def _unscaled(optimizer: LowRank, *_: object) -> None:
-    """Raise ValueError under a GradScaler, which divides gradients by its scale, and does not see cores."""
-    if hasattr(optimizer, "found_inf"):
-        raise ValueError("a GradScaler does not see cores: train in bfloat16 without it, or without galore_backward")

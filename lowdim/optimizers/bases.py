@@ -1,7 +1,7 @@
 """The subspace of one parameter's gradient: when it is found anew, how, and how it is kept.
 
 Kept are `P0`, `P1`, the bases of the modes, in float32, bfloat16 or 8 bits (with `P0_scales`, the largest entry of each
-column), or no basis but the number `drawn` from which random ones are drawn again at every step.
+column), or no basis but the seed `drawn` from which random ones are drawn again at every step.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ ALIKE, TIMES = 0.4, 5  # Q-GaLore: |cos| between leading directions that counts 
 def held(state: State, plan: Plan, dtype: torch.dtype, device: torch.device) -> Bases:
     """The bases as they are kept, by mode; none before the first refresh."""
     if "drawn" in state:
-        return {mode: _gaussian(plan, mode, int(state["drawn"]), dtype, device) for mode in plan.modes}
+        return {mode: _random(plan, mode, int(state["drawn"]), dtype, device) for mode in plan.modes}
     return {mode: _decoded(state, f"P{mode}", dtype) for mode in plan.modes if f"P{mode}" in state}
 
 
@@ -38,7 +38,7 @@ def refresh(state: State, gradient: Tensor, plan: Plan, step: int, group: Mappin
     wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     before = held(state, plan, wide.dtype, wide.device)
     if group["projector"] == "seed":
-        state["drawn"] = torch.tensor(step)
+        state["drawn"] = torch.tensor(_seed(plan, step))
         after = held(state, plan, wide.dtype, wide.device)
     else:
         after = {mode: _basis(wide, plan, mode, step, before, group) for mode in plan.modes}
@@ -72,7 +72,7 @@ def due(state: State, plan: Plan, step: int) -> bool:
 def _basis(wide: Tensor, plan: Plan, mode: int, step: int, before: Bases, group: Mapping[str, Any]) -> Tensor:
     method, rank = group["refresh"], plan.ranks[mode]
     if method == "random":
-        return torch.linalg.qr(_gaussian(plan, mode, step, wide.dtype, wide.device)).Q
+        return _random(plan, mode, _seed(plan, step), wide.dtype, wide.device)
     matrix, side = (wide, ("left", "right")[mode]) if wide.ndim == 2 else (wide.movedim(mode, 0).flatten(1), "left")
     if method == "warm" and mode in before:
         return leading_subspace(matrix, rank, side=side, method="warm", start=before[mode], passes=1)  # type: ignore[arg-type]
@@ -88,6 +88,8 @@ def _turn(state: State, before: Bases, after: Bases, group: Mapping[str, Any], i
             moment = read(state, name, group)
             moment = rotated(moment, turn, squared=squared) if turn else torch.zeros_like(moment)
             write(state, name, moment, group)
+    if turn:
+        inner.turned(state, turn)
 
 
 def _postpone(state: State, before: Bases, after: Bases, plan: Plan) -> None:
@@ -101,11 +103,17 @@ def _postpone(state: State, before: Bases, after: Bases, plan: Plan) -> None:
     state["gap"], state["stayed"] = torch.tensor(gap), torch.tensor(count)
 
 
-def _gaussian(plan: Plan, mode: int, step: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Entries of variance 1 / r, so that |P^T x| is |x| in the mean; the same in every process."""
+def _seed(plan: Plan, step: int) -> int:
+    """It goes into the state: a run that goes on with other names of its parameters has the same bases."""
+    return crc32(f"{plan.name} {plan.modes[0]} {step}".encode())
+
+
+def _random(plan: Plan, mode: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Orthonormal, or entries of variance 1 / r; the same in every process, and whether it is kept or drawn again."""
     shape = (plan.shape[mode], plan.ranks[mode])
-    generator = torch.Generator(device).manual_seed(crc32(f"{plan.name} {mode} {step}".encode()))
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device) / shape[1] ** 0.5
+    generator = torch.Generator(device).manual_seed(seed + plan.modes.index(mode))
+    drawn = torch.randn(shape, generator=generator, dtype=dtype, device=device) / shape[1] ** 0.5
+    return torch.linalg.qr(drawn).Q if plan.orthonormal else drawn
 
 
 def _encode(state: State, name: str, basis: Tensor, projector: Projector) -> None:

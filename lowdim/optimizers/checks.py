@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..quantization.moments import CODECS
 from .bases import Moments, Projector, Refresh
-from .plan import Plan
 from .sharded import finite
 from .states import Precision
 
@@ -20,6 +19,7 @@ CHOICES = {
     "state": get_args(Precision),
     "codec": tuple(CODECS),
     "convention": ("torch", "authors"),
+    "variant": ("code", "paper"),
 }
 
 
@@ -41,11 +41,16 @@ def check_parameters(named_ones: Sequence[tuple[str, Tensor]]) -> None:
 def check(group: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that does not exist, or two that do not go together."""
     for name, choices in CHOICES.items():
-        if group[name] not in choices:
+        if group.get(name, choices[0]) not in choices:
             raise ValueError(f"{name} = {group[name]!r}: take one of {', '.join(choices)}")
-    for name in ("lr", "weight_decay"):
-        if group[name] is not None and not 0 <= group[name] < math.inf:
-            raise ValueError(f"{name} = {group[name]}: take a finite number >= 0")
+    for name in ("lr", "weight_decay", "residual_scale"):
+        value = group.get(name, 0.0)
+        if name == "lr" and value is None and group.get("relative_step"):
+            continue
+        if value is None or not 0 <= value < math.inf:
+            raise ValueError(f"{name} = {value}: take a finite number >= 0")
+    if "decay_rate" in group:
+        _check_adafactor(group)
     if "betas" in group and (len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"])):
         raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
     eps = group.get("eps", 0.0)
@@ -64,37 +69,38 @@ def check(group: Mapping[str, Any]) -> None:
         raise ValueError("stochastic_rounding = True for float16 weights: take bfloat16, or leave it off")
 
 
-def check_gradient(plan: Plan | None, gradient: Tensor, *, due: bool) -> None:
-    """Raise ValueError for a gradient that cannot be used."""
-    name = plan.name if plan else f"a parameter of shape {tuple(gradient.shape)}"
+def _check_adafactor(group: Mapping[str, Any]) -> None:
+    decay, clip, beta1 = group["decay_rate"], group["clip_threshold"], group["beta1"]
+    if not (-1 <= decay < 0 and 0 < clip < math.inf and (beta1 is None or 0 <= beta1 < 1)):
+        raise ValueError(
+            f"decay_rate = {decay}, clip_threshold = {clip}, beta1 = {beta1}: take -1 <= decay_rate < 0, a finite "
+            "clip_threshold > 0, and None or 0 <= beta1 < 1"
+        )
+
+
+def check_gradient(parameter: Tensor, groups: Sequence[Mapping[str, Any]], *, due: bool) -> None:
+    """Raise ValueError, with the parameter's name, for a gradient that cannot be used."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
     if gradient.is_sparse:
-        raise ValueError(f"the gradient of {name} is sparse: take nn.Embedding(sparse=False)")
+        raise ValueError(f"the gradient of {_name(parameter, groups)} is sparse: take nn.Embedding(sparse=False)")
     if due and not finite(gradient):
         raise ValueError(
-            f"the gradient of {name} is not finite, and its subspace is due to be found anew: skip this step, or take "
-            "a smaller lr. Nothing was changed"
+            f"the gradient of {_name(parameter, groups)} is not finite, and its subspace is due to be found anew: skip "
+            "this step, or take a smaller lr. Nothing was changed"
         )
 
 
-def check_same_bases(plan: Plan | None, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError if the saved bases are those of a parameter of another shape."""
-    found = {name: tuple(saved[name].shape) for name in ("P0", "P1") if name in saved}
-    fits = {f"P{mode}": (plan.shape[mode], rank) for mode, rank in plan.ranks.items()} if plan else {}
-    if plan and found and found != fits:
+def _name(parameter: Tensor, groups: Sequence[Mapping[str, Any]]) -> str:
+    everyone = (pair for number, group in enumerate(groups) for pair in named(group, number))
+    return next(name for name, one in everyone if one is parameter)
+
+
+def check_unscaled(optimizer: object) -> None:
+    """Raise ValueError under a GradScaler, which divides gradients by its scale and sees nothing else."""
+    if hasattr(optimizer, "found_inf"):
         raise ValueError(
-            f"the saved state of {plan.name} has bases {found}, and here they are {fits}: give the parameters in the "
-            "order of the run that is to go on"
+            "a GradScaler does not see cores, nor gradients that backward hooks use up: train in bfloat16 without it, "
+            "or without galore_backward and layerwise"
         )
-
-
-def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if the saved states are of another rank, side or precision than ours."""
-    for number, (group, other) in enumerate(zip(ours, saved, strict=False)):
-        for key in ("rank", "proj_type", "state", "codec", "projector"):
-            default = {"proj_type": "std"}.get(key)
-            one, two = (found.get(key, default) for found in (group, other))
-            if one != two:
-                raise ValueError(
-                    f"the saved state has {key} = {two!r} in group {number}, this optimizer {one!r}: make it with the "
-                    "options of the run that is to go on, or begin anew"
-                )

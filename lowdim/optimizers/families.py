@@ -40,6 +40,14 @@ class Options(TypedDict, total=False):
     """torch: eps stands behind the bias correction, and decay comes before the update; authors: the other way round."""
     stochastic_rounding: bool
     """Of bfloat16 weights, in which steps below 1/256 of a weight are lost otherwise; False."""
+    foreach: bool | None
+    """With fused: how torch.optim.AdamW computes. Taken, and without meaning here."""
+    fused: bool | None
+    amsgrad: bool
+    """With the others: what torch.optim.AdamW can do besides. Taken if False."""
+    maximize: bool
+    capturable: bool
+    differentiable: bool
 
 
 SHARED: Options = {
@@ -54,11 +62,16 @@ SHARED: Options = {
     "stochastic_rounding": False,
 }
 PROJECTION = {"update_proj_gap": 200, "proj_type": "std"}
+TORCHS = ("foreach", "fused", "amsgrad", "maximize", "capturable", "differentiable")  # the first two change no number
 
 
 def _defaults(scale: float, own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """What a group has that does not say otherwise. Raises ValueError for options that there are not."""
     known = {**PROJECTION, "scale": scale, **SHARED}
+    for name in TORCHS[2:]:
+        if options.get(name):
+            raise ValueError(f"{name} = True: torch.optim.AdamW can do that, these optimizers cannot; leave it out")
+    options = {name: value for name, value in options.items() if name not in TORCHS}
     for name in sorted(options.keys() - known.keys()):
         remedy = "it is a key of groups: parameter_groups(model, rank=...)" if name == "rank" else ", ".join(known)
         raise ValueError(f"{name} = {options[name]!r} is no option of the optimizer; take {remedy}")
@@ -70,6 +83,8 @@ class _AdamW(LowRank):
 
     inner = Adam()
     scale = 0.25
+    own: Mapping[str, Any] = {}
+    """What else its groups have."""
 
     def __init__(
         self,
@@ -83,7 +98,7 @@ class _AdamW(LowRank):
         **options: Unpack[Options],
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
-        super().__init__(params, _defaults(self.scale, own, options))
+        super().__init__(params, _defaults(self.scale, {**own, **self.own}, options))
 
 
 class GaLoreAdamW(_AdamW):
@@ -172,13 +187,15 @@ class FiraAdamW(_AdamW):
     rule = Scaled()
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, *, variant: Literal["paper", "code"] = "code", **named: Any
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *more: Any,
+        variant: Literal["paper", "code"] = "code",
+        **named: Any,
     ) -> None:
-        if variant not in ("paper", "code"):
-            raise ValueError(f"variant = {variant!r}: take 'paper' or 'code'")
-        super().__init__(params, lr, **named)
-        for group in self.param_groups:
-            group.setdefault("variant", variant)
+        self.own = {"variant": variant}
+        super().__init__(params, lr, *more, **named)
 
 
 class Apollo(_AdamW):
@@ -187,17 +204,17 @@ class Apollo(_AdamW):
     Bases are not stored: a seed suffices. scale: alpha, 1 by default. Zhu et al. 2024, arXiv 2412.05270, Algorithm 1.
     """
 
-    rule = Rescaled("channel")
+    rule = Rescaled(by_column=True)
     scale = 1.0
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-2, **named: Any) -> None:
-        super().__init__(params, lr, **{"refresh": "random", "projector": "seed", "moments": "keep", **named})
+    def __init__(self, params: Iterable[Any], lr: float = 1e-2, *more: Any, **named: Any) -> None:
+        super().__init__(params, lr, *more, **{"refresh": "random", "projector": "seed", "moments": "keep", **named})
 
 
 class ApolloMini(Apollo):
     """APOLLO with one k for the matrix; meant for rank 1, and scale = 128 by default."""
 
-    rule = Rescaled("tensor")
+    rule = Rescaled(by_column=False)
     scale = 128.0
 
 
@@ -211,6 +228,5 @@ class Frugal(_AdamW):
     scale = 1.0
 
     def __init__(self, *arguments: Any, residual_scale: float = 1.0, **named: Any) -> None:
+        self.own = {"residual_scale": residual_scale}
         super().__init__(*arguments, **named)
-        for group in self.param_groups:
-            group.setdefault("residual_scale", residual_scale)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..quantization.moments import CODECS, adam8bit_
+from .projection import Bases, rotated
 from .states import State, in_bytes, in_place, moment, write
 
 
@@ -20,17 +21,22 @@ class Direction(NamedTuple):
     """lr, or what the inner optimizer makes of it, its bias correction included."""
     lr: float
     """The same without the correction: what multiplies weight decay, and steps that are not the inner optimizer's."""
+    correction: float = 1.0
+    """The bias correction alone, which is there also where lr is 0, as at the beginning of a warm-up."""
+    decays_first: bool = False
+    """In the authors' convention, too."""
 
     def decayed(self, group: Mapping[str, Any]) -> tuple[float, float]:
         """What decay leaves of the weight, and of the update: all of it in torch, which decays first."""
         shrink = 1 - float(self.lr * group["weight_decay"])
-        return shrink, shrink if group["convention"] == "authors" else 1.0
+        return shrink, shrink if group["convention"] == "authors" and not self.decays_first else 1.0
 
 
 class Inner(Protocol):
     """An inner optimizer. Its states of the core's shape turn with the subspace; `moments` says which hold squares.
 
     divisible: entries do not depend on each other, so a part of the core gives a part of the direction.
+    turned: what else turns with the subspace.
     """
 
     moments: Mapping[str, bool]
@@ -38,6 +44,10 @@ class Inner(Protocol):
 
     def __call__(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], weight: Tensor) -> Direction:
         """The direction after `step` others."""
+        ...
+
+    def turned(self, state: State, turn: Bases) -> None:
+        """Turn, in place, what `moments` does not name."""
         ...
 
 
@@ -56,16 +66,20 @@ class Adam:
         beta1, beta2 = group["betas"]
         root, whole = math.sqrt(1 - beta2 ** (step + 1)), 1 - beta1 ** (step + 1)
         behind = group["convention"] == "torch" and group["correct_bias"]
-        rate = group["lr"] * (root / whole if group["correct_bias"] else 1.0)
+        correction = root / whole if group["correct_bias"] else 1.0
+        lr, rate = group["lr"], group["lr"] * correction
         if in_bytes(core, group):
             found = self._in_bytes(state, core, step, group, group["eps"] / (1.0 if behind else root))
-            return Direction(found.mul_(whole / root), rate, group["lr"])
+            return Direction(found.mul_(whole / root), rate, lr, correction)
         first, second = (moment(state, name, core, group) for name in self.moments)
         first.lerp_(core, 1 - beta1)
         second.mul_(beta2).addcmul_(core, core, value=1 - beta2)
         write(state, "exp_avg", first, group)
         write(state, "exp_avg_sq", second, group)
-        return Direction(first / second.sqrt().add_(group["eps"] * (root if behind else 1.0)), rate, group["lr"])
+        return Direction(first / second.sqrt().add_(group["eps"] * (root if behind else 1.0)), rate, lr, correction)
+
+    def turned(self, state: State, turn: Bases) -> None:
+        """Nothing."""
 
     def _in_bytes(self, state: State, core: Tensor, step: int, group: Mapping[str, Any], eps: float) -> Tensor:
         """c N; the moments are never whole in float32."""
@@ -94,6 +108,9 @@ class Momentum:
         found = core.add(mean, alpha=group["momentum"]) if group["nesterov"] else mean.clone()
         return Direction(found, group["lr"], group["lr"])
 
+    def turned(self, state: State, turn: Bases) -> None:
+        """Nothing."""
+
 
 class Adafactor:
     """N = R / V^1/2 clipped to a root mean square of 1, V from its row and column means (Shazeer & Stern 2018).
@@ -119,10 +136,18 @@ class Adafactor:
         found.div_((_rms(found) / group["clip_threshold"]).clamp(min=1))
         rate = adafactor_rate(step, group, weight)
         if group["beta1"] is None:
-            return Direction(found, rate, rate)
+            return Direction(found, rate, rate, decays_first=True)
         mean = moment(state, "exp_avg", core, group).mul_(group["beta1"]).add_(found, alpha=(1 - group["beta1"]) * rate)
         write(state, "exp_avg", mean, group)
-        return Direction(mean.clone(), 1.0, rate)
+        return Direction(mean.clone(), 1.0, rate, decays_first=True)
+
+    def turned(self, state: State, turn: Bases) -> None:
+        """The means of (O * O) V."""
+        if "exp_avg_sq_row" in state:
+            row, column = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+            squares = (row / row.mean(-1, keepdim=True)).unsqueeze(-1) * column.unsqueeze(-2)
+            squares = rotated(squares, turn, squared=True)
+            state["exp_avg_sq_row"], state["exp_avg_sq_col"] = squares.mean(-1), squares.mean(-2)
 
 
 def adafactor_rate(step: int, group: Mapping[str, Any], weight: Tensor) -> float:
@@ -136,7 +161,8 @@ def adafactor_rate(step: int, group: Mapping[str, Any], weight: Tensor) -> float
 
 def _mean(state: State, name: str, values: Tensor, beta: float) -> Tensor:
     """Small, so always kept in full."""
-    mean: Tensor = state.setdefault(name, torch.zeros_like(values)).lerp_(values, 1 - beta)
+    state[name] = state[name].to(values.dtype) if name in state else torch.zeros_like(values)
+    mean: Tensor = state[name].lerp_(values, 1 - beta)
     return mean
 
 

@@ -57,11 +57,22 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
     optimizer.window = accumulate
     same(parameter for group in optimizer.param_groups for parameter in group["params"])
     hooks = [
-        parameter.register_post_accumulate_grad_hook(partial(arrived, optimizer, number))
+        parameter.register_post_accumulate_grad_hook(partial(_hooked, optimizer, number))
         for number, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
+        if parameter.requires_grad
     ]
     return Handles(optimizer, [*hooks, optimizer.register_step_post_hook(ended)])
+
+
+def _hooked(optimizer: LowRank, number: int, parameter: Tensor) -> None:
+    """Raise ValueError for a weight whose core comes in its own time (`galore_backward`), and a gradient beside it."""
+    if parameter in optimizer.apart:
+        raise ValueError(
+            f"{optimizer.plans[parameter].name} is used outside its linear layer, too (tied weights, a penalty): take "
+            "galore_backward or layerwise, not both"
+        )
+    arrived(optimizer, number, parameter)
 
 
 @torch.no_grad()
@@ -104,5 +115,5 @@ def ended(optimizer: LowRank, *_: object) -> None:
             elif parameter.grad is not None:
                 raise ValueError(
                     f"{name} has a gradient that came after its layer-wise update: leave the model without "
-                    "DistributedDataParallel, and call layerwise() after add_param_group()"
+                    "DistributedDataParallel, and call layerwise() after add_param_group() and requires_grad_()"
                 )

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .bases import begun, due, held, laid_out, refresh, row_by_row, steps
-from .checks import check, check_gradient, check_parameters, check_same_bases, check_same_plan, named
+from .bases import begun, due, held, refresh, row_by_row, steps
+from .checks import check, check_gradient, check_parameters, check_unscaled, named
 from .inner import Inner
-from .plan import Plan, plans_of
+from .layout import asked, check_continuous, laid, replaced
+from .plan import Plan
 from .projection import Bases, project
 from .replicas import average
 from .residual import Residual, Seen, shrink_
+from .resume import as_saved, fitting
 from .rounding import Written, dice
-from .sharded import Rows, is_divided, local, rows_of, whole
+from .sharded import Rows, local, whole
 from .states import State
 
 
@@ -33,7 +35,7 @@ class LowRank(Optimizer):
     rule: Residual
     window = 0
     """Micro-batches of a step whose updates are made in backward hooks (`layerwise`); 0 if `step` makes them."""
-    apart: tuple[Tensor, ...] = ()
+    apart: Collection[Tensor] = ()
     """Parameters whose gradients and cores nobody else averages over processes; `met` once that is done for a step."""
     met = False
 
@@ -62,13 +64,14 @@ class LowRank(Optimizer):
         Raises ValueError, before anything is changed, for a gradient that is sparse, or not finite where it is due to
         be decomposed.
         """
+        check_unscaled(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._notice()
         if self.window:  # all is done already
             return loss
-        self._notice()
         self.meet()
         given = [(p, group) for group in self.param_groups for p in group["params"] if self.given(p)]
         for parameter, _ in given:
@@ -96,8 +99,7 @@ class LowRank(Optimizer):
 
     def check(self, parameter: Tensor) -> None:
         """Raise ValueError for a gradient that is sparse, or not finite where it is due to be decomposed."""
-        if parameter.grad is not None:
-            check_gradient(self.plans.get(parameter), parameter.grad, due=self.due(parameter))
+        check_gradient(parameter, self.param_groups, due=self.due(parameter))
 
     def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """One parameter's step from its gradient, which is left as it is, or from the accumulated core."""
@@ -139,9 +141,18 @@ class LowRank(Optimizer):
         """The bases of a parameter's gradient, by mode."""
         return held(self.state[parameter], self.plans[parameter], dtype, parameter.device)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler calls `step` itself, and shows itself there, to be refused."""
+        return bool(self.window or self.apart)
+
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale gradients and cores (parts of gradients) to a common norm of max_norm at most; returns that before."""
+        """Scale gradients and cores (parts of gradients) to a common norm of max_norm at most; returns that before.
+
+        Raises ValueError if updates are layer-wise: nothing is left to be clipped."""
+        if self.window:
+            raise ValueError("layer-wise updates are made before there is a norm over all gradients: do not clip")
         self.meet()
         ours = [p for group in self.param_groups for p in group["params"]]
         given = [p.grad for p in ours if p.grad is not None]
@@ -192,7 +203,8 @@ class LowRank(Optimizer):
         work = work.clone() if blank else work
         bases = held(state, plan, work.dtype, work.device)
         bases = bases if rows is None else rows.of_bases(bases)
-        core = project(seen, bases) if core is None else core
+        # beside a core, a gradient is that of other uses of the weight
+        core = project(seen, bases) if core is None else core if gradient is None else core + project(seen, bases)
         core = core if rows is None or 0 not in bases else rows.total(core)
         direction = self.inner(state, core.to(work.dtype), step - int(state.get("begun", 0)), group, work)
         self.rule(
@@ -212,21 +224,11 @@ class LowRank(Optimizer):
         Raises ValueError, before anything is loaded, for a state of another rank, side or precision.
         """
         self._notice()
-        check_same_plan(self.param_groups, state_dict["param_groups"])
-        saved = (
-            state_dict["state"].get(index, {}) for group in state_dict["param_groups"] for index in group["params"]
-        )
-        ours = [parameter for group in self.param_groups for parameter in group["params"]]
-        pairs = list(zip(saved, ours, strict=False))  # torch raises if one is longer
-        for state, parameter in pairs:
-            check_same_bases(self.plans.get(parameter), state)
+        pairs = fitting(state_dict, self.param_groups, self.plans)
         super().load_state_dict(state_dict)
         for state, parameter in pairs:
             rows, divided = self.rows.get(parameter), self._divides(self.plans.get(parameter))
-            for name, value in state.items():
-                kept = value.to(parameter.device if value.ndim or name == "limiter" else "cpu", copy=True)
-                kept = laid_out(name, kept)
-                self.state[parameter][name] = kept if rows is None or name not in divided else rows.placed(kept)
+            self.state[parameter].update(as_saved(state, parameter.device, rows, divided))
         self._replan()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -235,16 +237,14 @@ class LowRank(Optimizer):
         self._replan()
 
     def _notice(self) -> None:
-        """Plans follow parameters that have been replaced in their groups, as accelerate does for FSDP2."""
-        firsts = [(group, p) for group in self.param_groups for p in group["params"][:1] if p not in self.plans]
-        if any("rank" in group or (is_divided(p) and p not in self.rows) for group, p in firsts):
-            self._replan()
+        """Plans follow gaps and scales that are changed in groups, and parameters that are replaced there."""
+        if self.asked == asked(self.param_groups) and not replaced(self.param_groups, self.plans, self.rows):
+            return
+        check_continuous(self.plans, laid(self.param_groups, 0, self.inner, self.rule)[0], self.state)
+        self._replan()
 
     def _replan(self, first: int = 0) -> None:
         """Plans of the groups from that one on; of all of them, in place of all that there were."""
-        plans: dict[Tensor, Plan] = {}
-        rows: dict[Tensor, Rows] = {}
-        for number, group in enumerate(self.param_groups[first:], first):
-            plans |= plans_of(group, named(group, number))
-            rows |= rows_of(named(group, number), self.inner, group)
+        plans, rows = laid(self.param_groups, first, self.inner, self.rule)
         self.plans, self.rows = (self.plans | plans, self.rows | rows) if first else (plans, rows)
+        self.asked = asked(self.param_groups)

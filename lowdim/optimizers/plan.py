@@ -29,6 +29,8 @@ class Plan:
     """alpha, times the update that comes back."""
     offset: int = 0
     """Steps by which its refreshes come earlier, so that not all parameters' fall on one step; 0 <= offset < gap."""
+    orthonormal: bool = True
+    """Of random bases; else their entries are independent, as APOLLO's, and |P^T x| is |x| in the mean."""
 
     def __post_init__(self) -> None:
         if self.side not in get_args(Side):
@@ -58,15 +60,17 @@ class Plan:
 
     @property
     def widest(self) -> int:
-        """The largest rank that fits."""
-        if self.side == "tucker":  # a factor for each mode: `ranks` cuts the smaller one's
-            return max(self.shape[:2])
-        return min(self.shape)
+        """The largest rank that fits; of two modes `ranks` cuts the smaller one's."""
+        return max(map(self._most, self.modes))
+
+    def _most(self, mode: int) -> int:
+        """A mode of d has min(d, product of the others) independent directions: a 3 x 3 kernel of one channel 9."""
+        return min(self.shape[mode], math.prod(size for other, size in enumerate(self.shape) if other != mode))
 
     @property
     def ranks(self) -> dict[int, int]:
         """By mode."""
-        return {mode: min(self.rank, self.shape[mode]) for mode in self.modes}
+        return {mode: min(self.rank, self._most(mode)) for mode in self.modes}
 
     def due(self, step: int) -> bool:
         """Whether the subspace is found anew before the update that follows `step` others."""
@@ -77,7 +81,7 @@ class Plan:
         return tensor if tensor.ndim == len(self.shape) else tensor.reshape(len(tensor), *self.shape[1:])
 
 
-def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0) -> Plan:
+def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int = 0, *, orthonormal: bool) -> Plan:
     """The plan of a parameter of a group with the keys rank, update_proj_gap, scale (or alpha) and proj_type.
 
     Raises ValueError for what does not fit the parameter's shape.
@@ -86,13 +90,34 @@ def planned(name: str, parameter: Tensor, group: Mapping[str, Any], offset: int 
     shape = tuple(parameter.shape)
     if len(shape) > 2 and side != "tucker":
         shape = (shape[0], math.prod(shape[1:]))
-    return Plan(name, shape, side, group["rank"], gap, scale, offset)
+    return Plan(name, shape, side, group["rank"], gap, scale, offset, orthonormal)
 
 
-def plans_of(group: Mapping[str, Any], named: Sequence[tuple[str, Tensor]]) -> dict[Tensor, Plan]:
-    """A group's plans. Refreshes are spread evenly over the gap, if staggered: no step stalls but the first."""
+def plans_of(
+    group: Mapping[str, Any], named: Sequence[tuple[str, Tensor]], *, orthonormal: bool, by_column: bool
+) -> dict[Tensor, Plan]:
+    """A group's plans. Refreshes are spread evenly over the gap, if staggered: no step stalls but the first.
+
+    by_column: whether its rule has a factor for each column, which are those of one projected side only.
+    """
     if "rank" not in group:
         return {}
-    gap, count = group["update_proj_gap"], len(named)
-    offsets = [index * gap // count if group["stagger"] else 0 for index in range(count)]
-    return {p: planned(name, p, group, offset) for (name, p), offset in zip(named, offsets, strict=True)}
+    gap: Any = group["update_proj_gap"]
+    if not isinstance(gap, Integral):
+        raise ValueError(f"update_proj_gap = {gap} of {named[0][0]}: take 1 or more whole steps")
+    offsets = [index * int(gap) // len(named) if group["stagger"] else 0 for index in range(len(named))]
+    plans = {
+        p: planned(name, p, group, offset, orthonormal=orthonormal)
+        for (name, p), offset in zip(named, offsets, strict=True)
+    }
+    if not orthonormal and group["refresh"] == "random" and group["moments"] == "rotate":
+        raise ValueError(
+            "moments = 'rotate' of APOLLO's random bases, which are not orthonormal: take 'keep' or 'reset'"
+        )
+    for plan in plans.values():
+        if by_column and len(plan.modes) > 1:
+            raise ValueError(
+                f"proj_type = {plan.side!r} of {plan.name}: Fira and APOLLO scale columns, which have one projected "
+                "side: take std, reverse_std, left or right"
+            )
+    return plans

@@ -18,7 +18,7 @@ their code, which leaks (1 - alpha) P R into S; Zhu et al. 2024 (APOLLO, arXiv 2
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,9 +73,14 @@ class Seen:
 
 
 class Residual(Protocol):
-    """A rule; `needs_gradient` is false if it makes do with the core."""
+    """A rule; `needs_gradient` is false if it makes do with the core.
+
+    by_column: it has a factor k_j for each column. orthonormal: it counts on P^T P = 1, also of random bases.
+    """
 
     needs_gradient: bool
+    by_column: bool
+    orthonormal: bool
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """Change the weight."""
@@ -85,7 +90,7 @@ class Residual(Protocol):
 class Dropped:
     """GaLore's: what the subspace does not have is gone."""
 
-    needs_gradient = False
+    needs_gradient, by_column, orthonormal = False, False, True
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """W <- W - rate alpha P N."""
@@ -95,12 +100,12 @@ class Dropped:
 class Scaled:
     """Fira's: it follows with the step that Adam takes in the subspace for as large a gradient."""
 
-    needs_gradient = True
+    needs_gradient, by_column, orthonormal = True, True, True
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """With |S_j|^2 = |G_j|^2 - |R_j|^2, which are orthogonal, S itself is never formed."""
         mode, alpha = seen.plan.modes[0], seen.plan.scale
-        leak, outside, correction = 1.0, alpha, seen.direction.rate / seen.direction.lr if seen.direction.lr else 1.0
+        leak, outside, correction = 1.0, alpha, seen.direction.correction
         if group["variant"] == "code":  # which also compares norms without the bias correction
             leak, outside, correction = alpha, 1.0, 1.0
         factors = seen.ratio(mode)
@@ -112,16 +117,17 @@ class Scaled:
         _subtract(seen, factors, seen.rate * outside)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rescaled:
     """APOLLO's: the gradient itself, with the step that Adam takes in the subspace for as large a column."""
 
-    by: Literal["channel", "tensor"] = "channel"
-    needs_gradient = True
+    by_column: bool
+    """Or one k for the matrix, which does not mind how many sides are projected."""
+    needs_gradient, orthonormal = True, False
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """W <- W - rate alpha^1/2 G diag k."""
-        mode = seen.plan.modes[0] if self.by == "channel" else None
+        mode = seen.plan.modes[0] if self.by_column else None
         factors = seen.ratio(mode)
         norms = seen.norm(seen.gradient, mode, divided=True, dtype=factors.dtype) * factors
         factors *= _limited(seen.state, seen.norm(norms, divided=mode == 1))
@@ -132,7 +138,7 @@ class Rescaled:
 class Signed:
     """Frugal's: sign descent outside the subspace, which needs no state."""
 
-    needs_gradient = True
+    needs_gradient, by_column, orthonormal = True, False, True
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
         """W <- W - rate (alpha P N + s sign S); at full rank S is rounding, and left out."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..quantization.blocks import Quantized
-from ..quantization.moments import CODECS
+from ..quantization.moments import CODECS, GOLDEN
 
 State = dict[str, Any]
 Precision = Literal["fp32", "bf16", "8bit"]
@@ -44,7 +44,19 @@ def write(state: State, name: str, values: Tensor, group: Mapping[str, Any]) -> 
         found = (codec.second if name == SQUARES else codec.first).encode(rooted)
         state[name], state[f"{name}_scales"] = found.codes, found.scales
     else:
-        state[name] = values.to(torch.bfloat16) if group["state"] == "bf16" else values
+        state[name] = _in_two_bytes(values, name, state) if group["state"] == "bf16" else values
+
+
+def _in_two_bytes(values: Tensor, name: str, state: State) -> Tensor:
+    """bfloat16; of V rounded up as often as its fraction says, over the steps, as codes are (quantization.moments).
+
+    A step changes V by a thousandth, and neighbours lie a 250th apart: the nearest is always the old one.
+    """
+    if name != SQUARES:
+        return values.to(torch.bfloat16)
+    share = int(float(state.get("step", 0)) * GOLDEN % 1 * 2**16)
+    bits = values.to(torch.float32, copy=True).view(torch.int32)  # the upper half is the bfloat16 below
+    return bits.add_(share).bitwise_and_(-(2**16)).view(torch.float32).to(torch.bfloat16)
 
 
 def in_bytes(values: Tensor, group: Mapping[str, Any]) -> bool:
