@@ -290,6 +290,22 @@ def test_a_closure_is_called_with_gradients_enabled():
     assert parameter.square().sum() < layer(6, 4).square().sum()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_step_without_any_gradient_is_refused(named):
+    model = torch.nn.Linear(5, 4)
+    ours = [("first", model.weight), ("second", model.bias)] if named else list(model.parameters())
+    optimizer = GaLoreAdamW([{"params": ours[:1], "rank": 2}, {"params": ours[1:]}])
+    with pytest.raises(ValueError, match=rf"has a gradient \(the first is {'first' if named else 'parameter 0 of'}"):
+        optimizer.step()
+    model(torch.ones(1, 5)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="call backward"):
+        optimizer.step()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 def test_parameters_without_a_gradient_are_left_alone():
     parameters, optimizer = model_and_optimizer("galore")
     with_gradient(parameters[0], 3)
@@ -299,6 +315,7 @@ def test_parameters_without_a_gradient_are_left_alone():
     assert not optimizer.state[parameters[1]]
     optimizer.zero_grad()
     before = parameters[0].clone()
+    with_gradient(parameters[1], 3)
     optimizer.step()
     assert torch.equal(parameters[0], before)
 

@@ -12,6 +12,8 @@ from .bases import Moments, Projector, Refresh
 from .sharded import finite
 from .states import Precision
 
+Pairs = list[tuple[Tensor, dict[str, Any]]]
+"""Parameters with their groups."""
 CHOICES = {
     "refresh": get_args(Refresh),
     "moments": get_args(Moments),
@@ -76,6 +78,17 @@ def _check_adafactor(group: Mapping[str, Any]) -> None:
             f"decay_rate = {decay}, clip_threshold = {clip}, beta1 = {beta1}: take -1 <= decay_rate < 0, a finite "
             "clip_threshold > 0, and None or 0 <= beta1 < 1"
         )
+
+
+def some(given: Pairs, groups: Sequence[Mapping[str, Any]]) -> Pairs:
+    """What is given. Raises ValueError if nothing is: such a step would train nothing, and say nothing."""
+    if not given:
+        first = next((name for number, group in enumerate(groups) for name, _ in named(group, number)), "none at all")
+        raise ValueError(
+            f"no parameter of this optimizer has a gradient (the first is {first}): call backward() after zero_grad() "
+            "and before step(), on the model whose parameters these are, with requires_grad"
+        )
+    return given
 
 
 def check_gradient(parameter: Tensor, groups: Sequence[Mapping[str, Any]], *, due: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .bases import begun, due, held, refresh, row_by_row, steps
-from .checks import check, check_gradient, check_parameters, check_unscaled, named
+from .checks import check, check_gradient, check_parameters, check_unscaled, named, some
 from .inner import Inner
 from .layout import asked, check_continuous, laid, replaced
 from .plan import Plan
@@ -61,8 +61,8 @@ class LowRank(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, after closure(), if there is one, with gradients enabled.
 
-        Raises ValueError, before anything is changed, for a gradient that is sparse, or not finite where it is due to
-        be decomposed.
+        Raises ValueError, before anything is changed, if there is no gradient at all, or one that is sparse, or not
+        finite where it is due to be decomposed.
         """
         check_unscaled(self)
         loss = None
@@ -74,7 +74,7 @@ class LowRank(Optimizer):
             return loss
         self.meet()
         given = [(p, group) for group in self.param_groups for p in group["params"] if self.given(p)]
-        for parameter, _ in given:
+        for parameter, _ in some(given, self.param_groups):
             self.check(parameter)
         for parameter, group in given:
             self.update(parameter, group)
