@@ -22,7 +22,7 @@ class OptimizerSpec:
     scale: float = 0.25
     """Of a target's update; GaLore's alpha. lora: of its update, times 1 / rank (GaLore's baseline has 32)."""
     refresh: Literal["exact", "randomized", "warm"] = "exact"
-    """How a new subspace is found; exact is the authors' SVD."""
+    """How a new subspace is found; exact is the authors' SVD. APOLLO's are random."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
     """What becomes of the moments in a new subspace; keep is the authors'."""
     state: Literal["fp32", "8bit"] = "fp32"
@@ -44,6 +44,11 @@ class OptimizerSpec:
             raise ValueError(
                 f"lr = {self.lr}, scale = {self.scale}, weight_decay = {self.weight_decay}: take finite numbers > 0, "
                 "and 0 <= weight_decay < 1"
+            )
+        if self.optimizer.startswith("apollo") and (self.refresh != "exact" or self.moments == "rotate"):
+            raise ValueError(
+                f"refresh = {self.refresh!r}, moments = {self.moments!r} with optimizer = {self.optimizer!r}: its "
+                "bases are random and not orthonormal, so leave refresh, and take keep or reset"
             )
         if self.state == "8bit" and self.optimizer in DENSE:
             raise ValueError(f"state = '8bit' with optimizer = {self.optimizer!r}: take fp32, or a low-rank optimizer")

@@ -491,10 +491,10 @@ def test_gaps_and_scales_may_be_changed_in_their_groups_and_ranks_may_not(layers
     one, two = layer(12, 8), layer(12, 8)
     changed = GaLoreAdamW([{"params": [one], "rank": 3, "scale": 0.5, "update_proj_gap": 50}], lr=0.05)
     early = GaLoreAdamW([{"params": [two], "rank": 3, "scale": 1.0, "update_proj_gap": 2}], lr=0.025)
+    changed.param_groups[0] |= {"scale": 0.25, "update_proj_gap": 2}
     if layers:
         layerwise(changed)
-    changed.param_groups[0] |= {"scale": 0.25, "update_proj_gap": 2}
-    changed.step()
+        changed.step()
     changed.param_groups[0] |= {"lr": 0.1}
     for step in range(5):
         targets = layer(12, 8, seed=step).detach()
@@ -507,6 +507,7 @@ def test_gaps_and_scales_may_be_changed_in_their_groups_and_ranks_may_not(layers
     with pytest.raises(ValueError, match=r"rank or proj_type of parameter 0 of group 0 .* to 4 and 'std' from 3 and"):
         changed.step()
     changed.param_groups[0]["rank"] = 3
+    one.sum().backward()
     changed.step()
 
 

@@ -130,8 +130,15 @@ def test_every_kind_of_run_goes_on_bit_for_bit(folder, tmp_path, changes):
     check_resuming(spec(**changes), folder, tmp_path, (1, 4))
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("changes", [{}, {"refresh": "warm", "moments": "rotate"}, {"state": "8bit"}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, changes) for name in CLASSES for changes in ({}, {"state": "8bit"})),
+        *((name, {"refresh": "warm", "moments": "rotate"}) for name in CLASSES if "apollo" not in name),
+        ("apollo", {"moments": "reset"}),
+    ],
+    ids=str,
+)
 def test_a_low_rank_run_stopped_before_after_and_at_a_refresh_goes_on_bit_for_bit(folder, tmp_path, name, changes):
     check_resuming(of(name, **changes), folder, tmp_path, (1, 3, 4))
 
@@ -544,6 +551,8 @@ def test_a_record_of_other_fields_is_refused(tmp_path, change):
         ({"optimizer": "adam"}, "optimizer = 'adam': take one of adamw, lora"),
         ({"rank": 0}, "rank = 0: take 1 or more"),
         ({"optimizer": "apollo-mini"}, "rank = 4: apollo-mini has rank 1, and scale 128"),
+        ({"optimizer": "apollo", "refresh": "warm"}, "bases are random and not orthonormal, so leave refresh"),
+        ({"optimizer": "apollo", "moments": "rotate"}, "so leave refresh, and take keep or reset"),
         ({"state": "8bit"}, "state = '8bit' with optimizer = 'adamw': take fp32, or a low-rank optimizer"),
         ({"lr": float("nan")}, "lr = nan"),
         ({"scale": 0.0}, "scale = 0.0"),
