@@ -23,8 +23,12 @@ from sims.sweep import Sweep, in_process
 WINDOW = 5  # steps over which the losses of batches are averaged
 
 
+@dataclass(frozen=True)
 class Spec(Recorded):
     """python -m lm_experiments smollm2 makes the records."""
+
+    seeds: int = 3
+    """Runs of each kind."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,12 @@ RANDOM = (0.0, 0.01)
 STARTS = (("lora", True), ("lora", False), ("compressed", True), ("compressed", False))
 
 
+@dataclass(frozen=True)
 class Spec(Recorded):
     """python -m lm_experiments outer, centre and fewshot make the records."""
+
+    seeds: int = 3
+    """Runs of each kind."""
 
 
 @dataclass(frozen=True, eq=False)

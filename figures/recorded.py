@@ -15,7 +15,7 @@ class Recorded:
 
     size: Literal["small", "full"] = "small"
     """small: MiniLM or SmolLM2, on a CPU. full: the paper's models and sizes, for a GPU."""
-    seeds: int = 3
+    seeds: int = 5
     """Runs of each kind."""
 
     def __post_init__(self) -> None:
