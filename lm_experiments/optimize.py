@@ -20,6 +20,9 @@ CLASSES = {
     "apollo-mini": ApolloMini,
     "frugal": Frugal,
 }
+EPS = 1e-8
+"""Adam's epsilon, the same for all. The authors' code has 1e-6, and their AdamW this one: gradients of attention are
+below 1e-6 while a model finds out how often each byte is there, so the two would differ in more than the method."""
 
 
 def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
@@ -30,10 +33,10 @@ def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """
     if spec.optimizer in DENSE:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return AdamW(trained, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        return AdamW(trained, lr=spec.lr, eps=EPS, weight_decay=spec.weight_decay, fused=True)
     groups = parameter_groups(model, rank=spec.rank, update_proj_gap=spec.gap, scale=spec.scale)
     random = {"refresh": "random"} if spec.optimizer.startswith("apollo") else {"refresh": spec.refresh}
-    how = {**random, "moments": spec.moments, "state": spec.state, "weight_decay": spec.weight_decay}
+    how = {**random, "moments": spec.moments, "state": spec.state, "eps": EPS, "weight_decay": spec.weight_decay}
     return CLASSES[spec.optimizer](groups, lr=spec.lr, **how)
 
 

@@ -355,6 +355,24 @@ def test_a_spec_makes_the_optimizer_that_it_says(folder):
     assert set(CLASSES) | set(DENSE) == set(OPTIMIZERS)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_is_no_target_moves_as_in_adamw_however_small_its_gradient(folder, name):
+    """Gradients of 1e-8 and less, beside which Adam's epsilon is not small."""
+    moved = []
+    for what in (spec(), of(name)):
+        body, text = started(what, folder)
+        start = {key: value.clone() for key, value in body.state_dict().items()}
+        made_of = optimizer(body, what)
+        tokens = torch.from_numpy(text.train.rows(np.arange(3)))
+        (1e-6 * body(input_ids=tokens, labels=tokens).loss).backward()
+        made_of.step()
+        others = {key: value - start[key] for key, value in body.state_dict().items() if "proj" not in key}
+        assert len(others) == 7  # two embeddings, five norms
+        moved.append(torch.cat([value.flatten() for value in others.values()]))
+    assert 0.02 < moved[0].abs().mean() / spec().lr < 0.9
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-2, atol=1e-2 * spec().lr)
+
+
 # ---- what is recorded
 
 
