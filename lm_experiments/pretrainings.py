@@ -2,9 +2,9 @@
 
 From scratch ("pretrain-rates" and the others), and from SmolLM2 on to instructions and their answers ("instruct-rates",
 "instruct"). Every arm's learning rate is chosen first, from a few tries on one seed that no later run has and at a
-quarter of the steps. "small" reads bytes of a text at --data, ten minutes of a CPU core that multiplies bfloat16 itself
-and twenty of another, or a thousand instructions there, seven minutes of such a core a run; "full" is the papers' 60M
-LLaMA on C4, and the Hub's SmolLM2 on Alpaca, for GPUs, and was not run.
+quarter of the steps, but on the same held-out text. "small" reads bytes of a text at --data, ten minutes of a CPU core
+that multiplies bfloat16 itself and twenty of another, or a thousand instructions there, seven minutes of such a core a
+run; "full" is the papers' 60M LLaMA on C4, and the Hub's SmolLM2 on Alpaca, for GPUs, and was not run.
 
 Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, arXiv 2410.01623), Zhu et al. 2024 (APOLLO, arXiv
 2412.05270).
@@ -19,6 +19,7 @@ from lm_experiments.experiments import Experiment, Size
 from lm_experiments.runs import Pretrain
 
 Cells = tuple[Pretrain, ...]
+Read = Callable[[Pretrain], records.Record[Pretrain] | None]
 SMALL = Pretrain(model="3m", text="files", steps=600, batch=16, gap=50, every=100, precision="mixed")
 FULL = Pretrain(
     model="60m",
@@ -69,9 +70,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "APOLLO": {"optimizer": "apollo", "scale": 1.0},
 }
 """What is compared, at one rank: fields of a run."""
-LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3), (2.5e-3, 5e-3, 1e-2, 2e-2)
+LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 RATES = {arm: LOW if arm in ("AdamW", "LoRA", "low rank") else HIGH for arm in ARMS}
-"""Learning rates tried for each arm."""
+"""Learning rates tried for each arm, the best of which should lie inside (`at_edge`). At one rate a projected update is
+smaller than Adam's, by scale and by (rank / side)^1/2."""
 
 
 ANSWERING: dict[str, dict[str, Any]] = {
@@ -103,6 +105,18 @@ class Comparison:
     def all_tries(self, size: Size) -> Cells:
         """Those of all arms."""
         return tuple(cell for arm in self.arms for cell in self.tries(size, arm))
+
+    def best(self, size: Size, arm: str, read: Read = records.read) -> float:
+        """The rate of the least perplexity tried. Raises ValueError if those runs are not there yet."""
+        tries = {tried.lr: read(tried) for tried in self.tries(size, arm)}
+        if missing := [lr for lr, record in tries.items() if record is None]:
+            raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments {self.name} first")
+        return min(tries, key=lambda lr: tries[lr].score(Pretrain.metric))  # type: ignore[union-attr]
+
+    def at_edge(self, size: Size, read: Read = records.read) -> tuple[str, ...]:
+        """Arms whose best rate is the least or the largest tried, so that a better one may lie beyond."""
+        edges = {arm: (min(rates), max(rates)) for arm, rates in self.rates.items()}
+        return tuple(arm for arm, its in edges.items() if self.best(size, arm, read) in its)
 
     def seeds(self, size: Size) -> Cells:
         """Every arm, on three seeds."""
@@ -157,7 +171,7 @@ PRETRAININGS: dict[str, Experiment] = {
 }
 
 
-def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] | None] = records.read) -> Pretrain:
+def chosen(cell: Pretrain, read: Read = records.read) -> Pretrain:
     """The cell with the learning rate of the least perplexity tried for its arm, at that arm's own rank and gap.
 
     Raises ValueError if those runs are not there yet.
@@ -170,10 +184,7 @@ def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] |
     )
     like = among.runs[size]
     arm = next(arm for arm, its in among.arms.items() if replace(like, **its) == _plain(cell, like))
-    tries = {tried.lr: read(tried) for tried in among.tries(size, arm)}
-    if missing := [lr for lr, record in tries.items() if record is None]:
-        raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments {among.name} first")
-    return replace(cell, lr=min(tries, key=lambda lr: tries[lr].score(cell.metric)))  # type: ignore[union-attr]
+    return replace(cell, lr=among.best(size, arm, read))
 
 
 def _plain(cell: Pretrain, like: Pretrain) -> Pretrain:

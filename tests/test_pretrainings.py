@@ -54,7 +54,7 @@ def rated(best: dict[str, int], size="small") -> dict[Pretrain, records.Record]:
 
 
 def at(comparison: Comparison, arm: str, best: dict[str, int]) -> float:
-    return comparison.rates[arm][best[arm] % len(comparison.rates[arm])]
+    return comparison.rates[arm][best.get(arm, 0) % len(comparison.rates[arm])]
 
 
 def _plain() -> dict:
@@ -128,6 +128,23 @@ def test_a_figure_reads_the_records_of_pretraining(size, tmp_path):
     assert [record.spec for record in recorded("gradients", size, 2, tmp_path)] == cells
     tries = [record.spec for record in recorded("pretrain-rates", size, 1000, tmp_path)]
     assert tries == [*PRETRAININGS["pretrain-rates"].cells(size)]
+
+
+@pytest.mark.parametrize("comparison", BOTH, ids=lambda comparison: comparison.name)
+def test_arms_whose_best_rate_is_the_last_one_tried_are_named(comparison):
+    arms = [*comparison.arms]
+    inside = rated(dict.fromkeys(arms, 1))
+    assert comparison.at_edge("small", inside.get) == ()
+    for place in (0, -1):
+        one = rated({arm: place if arm == arms[1] else 1 for arm in arms})
+        assert comparison.at_edge("small", one.get) == (arms[1],)
+
+
+def test_a_rate_is_tried_on_both_sides_of_the_papers():
+    """Zhao et al.: 1e-2 with scale 0.25 for GaLore, Fira and APOLLO; AdamW from 5e-4 to 1e-3 and above."""
+    for arm, rates in RATES.items():
+        usual = 1e-3 if arm in ("AdamW", "LoRA", "low rank") else 1e-2
+        assert min(rates) < usual < max(rates) / 4
 
 
 def test_a_rate_that_diverged_is_not_chosen():
