@@ -60,6 +60,7 @@ SHORTER = 4
 TURNED = {"optimizer": "galore", "refresh": "warm", "moments": "rotate"}
 ARMS: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer": "adamw"},
+    "AdamW, two rates": {"optimizer": "adamw", "share": 0.125},
     "LoRA": {"optimizer": "lora", "scale": 32.0},
     "low rank": {"optimizer": "low-rank"},
     "GaLore": {"optimizer": "galore"},
@@ -69,11 +70,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "Fira": {"optimizer": "fira"},
     "APOLLO": {"optimizer": "apollo", "scale": 1.0},
 }
-"""What is compared, at one rank: fields of a run."""
+"""What is compared, at one rank: fields of a run. At one rate a projected update is shorter than Adam's, by scale and
+(rank / side)^1/2 an eighth of it, while embeddings and head move alike. With two rates AdamW has that, too: what is
+left between it and GaLore is the projection."""
 LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 RATES = {arm: LOW if arm in ("AdamW", "LoRA", "low rank") else HIGH for arm in ARMS}
-"""Learning rates tried for each arm, the best of which should lie inside (`at_edge`). At one rate a projected update is
-smaller than Adam's, by scale and by (rank / side)^1/2."""
+"""Learning rates tried for each arm, the best of which should lie inside (`at_edge`)."""
 
 
 ANSWERING: dict[str, dict[str, Any]] = {

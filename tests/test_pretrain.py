@@ -355,6 +355,20 @@ def test_a_spec_makes_the_optimizer_that_it_says(folder):
     assert set(CLASSES) | set(DENSE) == set(OPTIMIZERS)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.125])
+def test_adamw_moves_targets_by_their_share(folder, share):
+    """Its first step is the rate in every entry."""
+    body, text = started(spec(), folder)
+    start = {key: value.clone() for key, value in body.state_dict().items()}
+    made_of = optimizer(body, spec(share=share))
+    tokens = torch.from_numpy(text.train.rows(np.arange(3)))
+    (1e3 * body(input_ids=tokens, labels=tokens).loss).backward()
+    made_of.step()
+    furthest = {key: float((value - start[key]).abs().max()) for key, value in body.state_dict().items()}
+    rates = {key: spec().lr * (share if "proj" in key else 1) for key in furthest}
+    assert furthest == pytest.approx(rates, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_is_no_target_moves_as_in_adamw_however_small_its_gradient(folder, name):
     """Gradients of 1e-8 and less, beside which Adam's epsilon is not small."""
@@ -561,6 +575,8 @@ def test_a_record_of_other_fields_is_refused(tmp_path, change):
     [
         ({"optimizer": "adam"}, "optimizer = 'adam': take one of adamw, lora"),
         ({"rank": 0}, "rank = 0: take 1 or more"),
+        ({"share": 0.0}, "share = 0.0 with optimizer = 'adamw': take a finite number > 0"),
+        ({"optimizer": "fira", "share": 0.5}, "share = 0.5 with optimizer = 'fira': take .* 1 unless it is adamw"),
         ({"optimizer": "apollo-mini"}, "rank = 4: apollo-mini has rank 1, and scale 128"),
         ({"state": "8bit"}, "state = '8bit' with optimizer = 'adamw': take fp32, or a low-rank optimizer"),
         ({"lr": float("nan")}, "lr = nan"),

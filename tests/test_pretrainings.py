@@ -58,7 +58,7 @@ def at(comparison: Comparison, arm: str, best: dict[str, int]) -> float:
 
 
 def _plain() -> dict:
-    return {name: getattr(Pretrain(), name) for name in ("optimizer", "refresh", "moments", "state", "scale")}
+    return {name: getattr(Pretrain(), name) for name in ("optimizer", "refresh", "moments", "state", "scale", "share")}
 
 
 @sizes
