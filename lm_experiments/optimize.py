@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from lm_experiments.llama import targets
 from lm_experiments.optimizer_spec import DENSE, OptimizerSpec
 from lm_experiments.processes import Parallel, Processes
 from lm_experiments.runs import Pretrain
@@ -20,6 +21,9 @@ CLASSES = {
     "apollo-mini": ApolloMini,
     "frugal": Frugal,
 }
+EPS = 1e-8
+"""Adam's epsilon, the same for all. The authors' code has 1e-6, and their AdamW this one: gradients of attention are
+below 1e-6 while a model finds out how often each byte is there, so the two would differ in more than the method."""
 
 
 def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
@@ -29,12 +33,19 @@ def optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     refuses the model.
     """
     if spec.optimizer in DENSE:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return AdamW(trained, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        return AdamW(_dense(model, spec), lr=spec.lr, eps=EPS, weight_decay=spec.weight_decay, fused=True)
     groups = parameter_groups(model, rank=spec.rank, update_proj_gap=spec.gap, scale=spec.scale)
     random = {"refresh": "random"} if spec.optimizer.startswith("apollo") else {"refresh": spec.refresh}
-    how = {**random, "moments": spec.moments, "state": spec.state, "weight_decay": spec.weight_decay}
+    how = {**random, "moments": spec.moments, "state": spec.state, "eps": EPS, "weight_decay": spec.weight_decay}
     return CLASSES[spec.optimizer](groups, lr=spec.lr, **how)
+
+
+def _dense(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
+    """All that trains, in one group, or targets in another one with a rate of their own."""
+    own = {id(layer.weight) for layer in targets(model).values()} if spec.share != 1 else set()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    one, other = ([p for p in trained if (id(p) in own) == apart] for apart in (False, True))
+    return [{"params": one}, *([{"params": other, "lr": spec.lr * spec.share}] if other else [])]
 
 
 def prepared(body: nn.Module, spec: Pretrain, here: Processes, parallel: Parallel) -> tuple[nn.Module, Optimizer]:

@@ -21,6 +21,8 @@ class OptimizerSpec:
     """Steps from one subspace to the next."""
     scale: float = 0.25
     """Of a target's update; GaLore's alpha. lora: of its update, times 1 / rank (GaLore's baseline has 32)."""
+    share: float = 1.0
+    """adamw: learning rate of targets over that of all else. Of low-rank optimizers scale says that."""
     refresh: Literal["exact", "randomized", "warm"] = "exact"
     """How a new subspace is found; exact is the authors' SVD. APOLLO's are random."""
     moments: Literal["keep", "rotate", "reset"] = "keep"
@@ -49,6 +51,11 @@ class OptimizerSpec:
             raise ValueError(
                 f"refresh = {self.refresh!r}, moments = {self.moments!r} with optimizer = {self.optimizer!r}: its "
                 "bases are random and not orthonormal, so leave refresh, and take keep or reset"
+            )
+        if not 0 < self.share < float("inf") or (self.share != 1 and self.optimizer != "adamw"):
+            raise ValueError(
+                f"share = {self.share} with optimizer = {self.optimizer!r}: take a finite number > 0, and 1 unless it "
+                "is adamw"
             )
         if self.state == "8bit" and self.optimizer in DENSE:
             raise ValueError(f"state = '8bit' with optimizer = {self.optimizer!r}: take fp32, or a low-rank optimizer")

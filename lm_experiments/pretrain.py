@@ -187,11 +187,13 @@ class Run(Loop[Pretrain]):
 
     @torch.enable_grad()
     def _watched(self, step: int) -> dict[str, Any]:
-        """The gradients of the next batch, without a step."""
-        self._check(step + 1, self._gradients(step + 1))
-        found = self.watch(gradients(self.body))
-        self.optimizer.zero_grad()
-        return found
+        """The gradients of the next two batches, without a step."""
+        two = []
+        for later in (step + 1, step + 2):
+            self._check(later, self._gradients(later))
+            two.append(gradients(self.body))
+            self.optimizer.zero_grad()
+        return self.watch(*two)
 
     def seen(self, step: int) -> None:
         """Watch them, if wanted."""

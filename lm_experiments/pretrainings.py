@@ -2,9 +2,9 @@
 
 From scratch ("pretrain-rates" and the others), and from SmolLM2 on to instructions and their answers ("instruct-rates",
 "instruct"). Every arm's learning rate is chosen first, from a few tries on one seed that no later run has and at a
-quarter of the steps. "small" reads bytes of a text at --data, ten minutes of a CPU core that multiplies bfloat16 itself
-and twenty of another, or a thousand instructions there, seven minutes of such a core a run; "full" is the papers' 60M
-LLaMA on C4, and the Hub's SmolLM2 on Alpaca, for GPUs, and was not run.
+quarter of the steps, but on the same held-out text. "small" reads bytes of a text at --data, ten minutes of a CPU core
+that multiplies bfloat16 itself and twenty of another, or a thousand instructions there, seven minutes of such a core a
+run; "full" is the papers' 60M LLaMA on C4, and the Hub's SmolLM2 on Alpaca, for GPUs, and was not run.
 
 Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, arXiv 2410.01623), Zhu et al. 2024 (APOLLO, arXiv
 2412.05270).
@@ -19,7 +19,8 @@ from lm_experiments.experiments import Experiment, Size
 from lm_experiments.runs import Pretrain
 
 Cells = tuple[Pretrain, ...]
-SMALL = Pretrain(model="3m", text="files", steps=600, batch=16, gap=50, every=100, precision="mixed")
+Read = Callable[[Pretrain], records.Record[Pretrain] | None]
+SMALL = Pretrain(model="3m", text="files", steps=600, batch=16, gap=50, every=50, precision="mixed")
 FULL = Pretrain(
     model="60m",
     text="allenai/c4:en",
@@ -28,7 +29,7 @@ FULL = Pretrain(
     batch=512,
     rank=128,
     precision="bf16",
-    every=1000,
+    every=500,
 )
 ANSWERS = Pretrain(
     model="smollm2",
@@ -59,6 +60,7 @@ SHORTER = 4
 TURNED = {"optimizer": "galore", "refresh": "warm", "moments": "rotate"}
 ARMS: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer": "adamw"},
+    "AdamW, two rates": {"optimizer": "adamw", "share": 0.125},
     "LoRA": {"optimizer": "lora", "scale": 32.0},
     "low rank": {"optimizer": "low-rank"},
     "GaLore": {"optimizer": "galore"},
@@ -68,10 +70,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "Fira": {"optimizer": "fira"},
     "APOLLO": {"optimizer": "apollo", "scale": 1.0},
 }
-"""What is compared, at one rank: fields of a run."""
-LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3), (2.5e-3, 5e-3, 1e-2, 2e-2)
+"""What is compared, at one rank: fields of a run. At one rate a projected update is shorter than Adam's, by scale and
+(rank / side)^1/2 an eighth of it, while embeddings and head move alike. With two rates AdamW has that, too: what is
+left between it and GaLore is the projection."""
+LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 RATES = {arm: LOW if arm in ("AdamW", "LoRA", "low rank") else HIGH for arm in ARMS}
-"""Learning rates tried for each arm."""
+"""Learning rates tried for each arm, the best of which should lie inside (`at_edge`)."""
 
 
 ANSWERING: dict[str, dict[str, Any]] = {
@@ -93,6 +97,8 @@ class Comparison:
     rates: Mapping[str, tuple[float, ...]]
     name: str
     """Of the experiment that chooses."""
+    watched: tuple[str, ...] = ()
+    """Arms whose gradients are watched; that changes nothing else."""
 
     def tries(self, size: Size, arm: str) -> Cells:
         """The runs that choose an arm's rate."""
@@ -104,16 +110,29 @@ class Comparison:
         """Those of all arms."""
         return tuple(cell for arm in self.arms for cell in self.tries(size, arm))
 
+    def best(self, size: Size, arm: str, read: Read = records.read) -> float:
+        """The rate of the least perplexity tried. Raises ValueError if those runs are not there yet."""
+        tries = {tried.lr: read(tried) for tried in self.tries(size, arm)}
+        if missing := [lr for lr, record in tries.items() if record is None]:
+            raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments {self.name} first")
+        return min(tries, key=lambda lr: tries[lr].score(Pretrain.metric))  # type: ignore[union-attr]
+
+    def at_edge(self, size: Size, read: Read = records.read) -> tuple[str, ...]:
+        """Arms whose best rate is the least or the largest tried, so that a better one may lie beyond."""
+        edges = {arm: (min(rates), max(rates)) for arm, rates in self.rates.items()}
+        return tuple(arm for arm, its in edges.items() if self.best(size, arm, read) in its)
+
     def seeds(self, size: Size) -> Cells:
         """Every arm, on three seeds."""
-        return tuple(replace(self.runs[size], **arm, seed=seed) for seed in range(3) for arm in self.arms.values())
+        arms = [replace(self.runs[size], **its, watch=arm in self.watched) for arm, its in self.arms.items()]
+        return tuple(replace(arm, seed=seed) for seed in range(3) for arm in arms)
 
 
-SCRATCH = Comparison({"small": SMALL, "full": FULL}, ARMS, RATES, "pretrain-rates")
+SCRATCH = Comparison({"small": SMALL, "full": FULL}, ARMS, RATES, "pretrain-rates", ("AdamW", "GaLore", "Fira"))
 INSTRUCTED = Comparison(
     {"small": ANSWERS, "full": FULL_ANSWERS},
     ANSWERING,
-    dict.fromkeys(ANSWERING, (3e-5, 1e-4, 3e-4)),
+    dict.fromkeys(ANSWERING, (3e-5, 1e-4, 3e-4, 1e-3)),
     "instruct-rates",
 )
 
@@ -134,12 +153,6 @@ def _gaps(size: Size) -> Cells:
     return tuple(replace(shared(size), **ARMS[arm], gap=round(shared(size).gap / k)) for k in gaps for arm in arms)
 
 
-def _gradients(size: Size) -> Cells:
-    watched = replace(shared(size), watch=True, every=shared(size).every // 2)
-    arms = ("AdamW", "GaLore", "Fira")
-    return tuple(replace(watched, **ARMS[arm], seed=seed) for seed in range(3) for arm in arms)
-
-
 PRETRAININGS: dict[str, Experiment] = {
     "pretrain-rates": Experiment("Which learning rate is best for each optimizer?", SCRATCH.all_tries, tuned=False),
     "optimizers": Experiment(
@@ -147,9 +160,6 @@ PRETRAININGS: dict[str, Experiment] = {
     ),
     "ranks": Experiment("What does the rank of the subspace cost?", _ranks),
     "gaps": Experiment("How often must the subspace be found anew?", _gaps),
-    "gradients": Experiment(
-        "Of how low a rank are gradients, how fast do they turn, and are Fira's factors Adam's?", _gradients
-    ),
     "instruct-rates": Experiment(
         "Which is best for each on instructions, from SmolLM2 on?", INSTRUCTED.all_tries, tuned=False
     ),
@@ -157,7 +167,7 @@ PRETRAININGS: dict[str, Experiment] = {
 }
 
 
-def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] | None] = records.read) -> Pretrain:
+def chosen(cell: Pretrain, read: Read = records.read) -> Pretrain:
     """The cell with the learning rate of the least perplexity tried for its arm, at that arm's own rank and gap.
 
     Raises ValueError if those runs are not there yet.
@@ -170,10 +180,7 @@ def chosen(cell: Pretrain, read: Callable[[Pretrain], records.Record[Pretrain] |
     )
     like = among.runs[size]
     arm = next(arm for arm, its in among.arms.items() if replace(like, **its) == _plain(cell, like))
-    tries = {tried.lr: read(tried) for tried in among.tries(size, arm)}
-    if missing := [lr for lr, record in tries.items() if record is None]:
-        raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments {among.name} first")
-    return replace(cell, lr=min(tries, key=lambda lr: tries[lr].score(cell.metric)))  # type: ignore[union-attr]
+    return replace(cell, lr=among.best(size, arm, read))
 
 
 def _plain(cell: Pretrain, like: Pretrain) -> Pretrain:

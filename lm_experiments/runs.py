@@ -123,7 +123,8 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Pretrain(OptimizerSpec):
-    """One model, one text, one optimizer: the next token is predicted. Adam's betas are .9 and .999.
+    """One model, one text, one optimizer: the next token is predicted. Adam's betas are .9 and .999, its epsilon is
+    1e-8, whatever the optimizer.
 
     The learning rate rises linearly, then falls as a cosine. Defaults are GaLore's for C4, but for size and text.
     """

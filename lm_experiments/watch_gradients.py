@@ -6,8 +6,11 @@ leading left directions, Q the one of the evaluation before.
     stable   |G|_F^2 / |G|_2^2           leading   |P^T G|_F^2 / |G|_F^2
     overlap  |Q^T P|_F^2 / r             held      |Q^T G|_F^2 / |G|_F^2
 
+    overlap_now, held_now                the same, Q that of the batch after the next, at the same weights
+
 They are taken of the next training batch, from which GaLore would find its next subspace. So two of them differ in
-their examples, too: what a subspace has lost is drift and noise. Bases at random overlap by r / k.
+their examples and rounding, too: what a subspace has lost is drift and noise, of which noise alone takes what
+overlap_now and held_now lack. Bases at random overlap by r / k.
 
 Fira gives column j of what lies outside a subspace the step that Adam takes for one of the same norm inside,
 
@@ -16,9 +19,11 @@ Fira gives column j of what lies outside a subspace the step that Adam takes for
 in place of the k_j of Adam(G). Both Adams are followed here, on the gradients that the optimizer sees, after clipping:
 P is found anew by an SVD every `gap` steps, and moments are kept, as the authors do it, whatever the optimizer does.
 Compared are means over the steps since the evaluation before: over the columns of a matrix, and over matrices, of
-|N| / |R|. As factors are positive, their cosine is never far from 1; their correlation may be.
+|N| / |R|. As factors are positive, their cosine is never far from 1; their correlation may be, Pearson's or, of their
+ranks, Spearman's.
 
-Zhao et al. 2024 (GaLore, arXiv 2403.03507), section 3; Chen et al. 2024 (Fira, arXiv 2410.01623), who compare two runs.
+Zhao et al. 2024 (GaLore, arXiv 2403.03507), section 3; Chen et al. 2024 (Fira, arXiv 2410.01623), who compare two runs,
+by cosine and by Spearman's correlation.
 """
 
 import sys
@@ -27,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from lm_experiments.llama import targets
@@ -66,16 +72,17 @@ class Watch:
                 for place, factors in ((f"{kind} columns", columns), (f"{kind} matrix", matrix)):
                     state[place] = state[place] + factors if place in state else factors
 
-    def __call__(self, found: Mapping[str, Tensor]) -> dict[str, Any]:
+    def __call__(self, found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Any]:
         """What is recorded of these gradients, and of the factors since the last call, as lists over layers.
 
-        overlap and held are left out of the first call, and what is said of factors before the first step.
+        other: the gradients of another batch at the same weights. overlap and held are left out of the first call, and
+        what is said of factors before the first step.
         """
         measured: dict[str, Any] = {}
         of_layers = self._layers()  # before the factors are forgotten
         for name, gradient in found.items():
             state = self.state.setdefault(name, {})
-            for quantity, value in {**self._shape(state, gradient), **_columns(state)}.items():
+            for quantity, value in {**self._shape(state, gradient, other[name]), **_columns(state)}.items():
                 measured.setdefault(quantity, []).append(_rounded(value))
         return measured | {quantity: _rounded(value) for quantity, value in of_layers.items()}
 
@@ -84,21 +91,23 @@ class Watch:
         seen = [state for state in self.state.values() if "full matrix" in state]
         if not seen:
             return {}
-        cosine, correlation = _alike(*(torch.stack([s[f"{kind} matrix"] for s in seen]) for kind in ("full", "low")))
-        return {"cosine_of_layers": cosine, "correlation_of_layers": correlation}
+        alike = _alike(*(torch.stack([s[f"{kind} matrix"] for s in seen]) for kind in ("full", "low")))
+        return {f"{quantity}_of_layers": value for quantity, value in alike.items()}
 
     def _basis(self, gradient: Tensor) -> Tensor:
         return leading_subspace(gradient, min(self.spec.rank, len(gradient)))
 
-    def _shape(self, state: dict[str, Tensor], gradient: Tensor) -> dict[str, float]:
-        """Of one gradient, whose basis is kept; 0 but for the overlap if it is 0."""
+    def _shape(self, state: dict[str, Tensor], gradient: Tensor, other: Tensor) -> dict[str, float]:
+        """Of one gradient, whose basis is kept; 0 but for the overlaps if it is 0."""
         basis, energy = self._basis(gradient), _energy(gradient)
-        core, before = basis.mT @ gradient, state.get("basis")
+        core, bases = basis.mT @ gradient, {"_now": self._basis(other)}
+        if "basis" in state:
+            bases[""] = state["basis"]
         state["basis"] = basis
         found = {"stable": energy / max(_energy(core[0]), LEAST), "leading": _energy(core) / max(energy, LEAST)}
-        if before is not None:
-            found["overlap"] = _energy(before.mT @ basis) / basis.shape[1]
-            found["held"] = _energy(before.mT @ gradient) / max(energy, LEAST)
+        for which, its in bases.items():
+            found[f"overlap{which}"] = _energy(its.mT @ basis) / basis.shape[1]
+            found[f"held{which}"] = _energy(its.mT @ gradient) / max(energy, LEAST)
         return found
 
 
@@ -120,20 +129,25 @@ def _columns(state: dict[str, Tensor]) -> dict[str, float]:
     """How alike the factors of a layer's columns are, since the last time; they are forgotten, and its matrix's."""
     if "full columns" not in state:
         return {}
-    cosine, correlation = _alike(state.pop("full columns"), state.pop("low columns"))
+    alike = _alike(state.pop("full columns"), state.pop("low columns"))
     for place in ("full matrix", "low matrix"):
         del state[place]
-    return {"cosine": cosine, "correlation": correlation}
+    return alike
 
 
-def _alike(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """Cosine, and Pearson's correlation, of two vectors; 0 if one of them does not vary."""
-    pairs = (
-        (one.double(), other.double()),
-        (one.double() - one.double().mean(), other.double() - other.double().mean()),
-    )
-    cosine, correlation = (float(a @ b) / max(float(a.norm() * b.norm()), LEAST) for a, b in pairs)
-    return cosine, correlation
+def _alike(one: Tensor, other: Tensor) -> dict[str, float]:
+    """Cosine, Pearson's and Spearman's correlation of two vectors; correlations are 0 if one of them does not vary."""
+    factors = (one.double(), other.double())
+    ranks = (torch.from_numpy(rankdata(values.cpu().numpy())) for values in factors)
+    return {
+        "cosine": _cosine(*factors),
+        "correlation": _cosine(*(values - values.mean() for values in factors)),
+        "spearman": _cosine(*(values - values.mean() for values in ranks)),
+    }
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(one @ other) / max(float(one.norm() * other.norm()), LEAST)
 
 
 def _energy(tensor: Tensor) -> float:

@@ -362,6 +362,38 @@ def test_a_spec_makes_the_optimizer_that_it_says(folder):
     assert set(CLASSES) | set(DENSE) == set(OPTIMIZERS)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.125])
+def test_adamw_moves_targets_by_their_share(folder, share):
+    """Its first step is the rate in every entry."""
+    body, text = started(spec(), folder)
+    start = {key: value.clone() for key, value in body.state_dict().items()}
+    made_of = optimizer(body, spec(share=share))
+    tokens = torch.from_numpy(text.train.rows(np.arange(3)))
+    (1e3 * body(input_ids=tokens, labels=tokens).loss).backward()
+    made_of.step()
+    furthest = {key: float((value - start[key]).abs().max()) for key, value in body.state_dict().items()}
+    rates = {key: spec().lr * (share if "proj" in key else 1) for key in furthest}
+    assert furthest == pytest.approx(rates, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_is_no_target_moves_as_in_adamw_however_small_its_gradient(folder, name):
+    """Gradients of 1e-8 and less, beside which Adam's epsilon is not small."""
+    moved = []
+    for what in (spec(), of(name)):
+        body, text = started(what, folder)
+        start = {key: value.clone() for key, value in body.state_dict().items()}
+        made_of = optimizer(body, what)
+        tokens = torch.from_numpy(text.train.rows(np.arange(3)))
+        (1e-6 * body(input_ids=tokens, labels=tokens).loss).backward()
+        made_of.step()
+        others = {key: value - start[key] for key, value in body.state_dict().items() if "proj" not in key}
+        assert len(others) == 7  # two embeddings, five norms
+        moved.append(torch.cat([value.flatten() for value in others.values()]))
+    assert 0.02 < moved[0].abs().mean() / spec().lr < 0.9
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-2, atol=1e-2 * spec().lr)
+
+
 # ---- what is recorded
 
 
@@ -550,6 +582,8 @@ def test_a_record_of_other_fields_is_refused(tmp_path, change):
     [
         ({"optimizer": "adam"}, "optimizer = 'adam': take one of adamw, lora"),
         ({"rank": 0}, "rank = 0: take 1 or more"),
+        ({"share": 0.0}, "share = 0.0 with optimizer = 'adamw': take a finite number > 0"),
+        ({"optimizer": "fira", "share": 0.5}, "share = 0.5 with optimizer = 'fira': take .* 1 unless it is adamw"),
         ({"optimizer": "apollo-mini"}, "rank = 4: apollo-mini has rank 1, and scale 128"),
         ({"optimizer": "apollo", "refresh": "warm"}, "bases are random and not orthonormal, so leave refresh"),
         ({"optimizer": "apollo", "moments": "rotate"}, "so leave refresh, and take keep or reset"),

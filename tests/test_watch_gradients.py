@@ -1,11 +1,13 @@
 """What is watched of gradients: against NumPy's decompositions, torch's AdamW and GaLore's; training is left alone."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from lm_experiments import checkpoints, llama, records, watch_gradients
 from lm_experiments.optimize import optimizer
@@ -16,7 +18,9 @@ from tests.test_pretrain import check_resuming
 from tests.tiny_models import without_time
 from tests.tiny_texts import run, spec, written
 
-ALL = {"stable", "leading", "overlap", "held", "cosine", "correlation"}
+FIRST = {"stable", "leading", "overlap_now", "held_now"}
+FACTORS = {"cosine", "correlation", "spearman"}
+ALL = {*FIRST, "overlap", "held", *FACTORS}
 SHAPES = {"square": (12, 12), "wide": (12, 30)}
 
 
@@ -40,19 +44,21 @@ def drawn(seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rank", [1, 3, 50])
 def test_ranks_energies_and_overlaps_are_those_of_numpys_decompositions(exact, rank):
     watch = Watch(spec(rank=rank))
-    two = [drawn(0), drawn(1)]
-    first, second = (watch(found) for found in two)
-    assert first.keys() == {"stable", "leading"}
+    two, others = [drawn(0), drawn(1)], [drawn(2), drawn(3)]
+    first, second = (watch(*pair) for pair in zip(two, others, strict=True))
+    assert first.keys() == FIRST
     for place, name in enumerate(SHAPES):
         r = min(rank, 12)
         (left, values, _), (_, before, _) = (np.linalg.svd(two[k][name].double().numpy()) for k in (1, 0))
-        old = np.linalg.svd(two[0][name].double().numpy())[0][:, :r]
-        inside = old.T @ two[1][name].double().numpy()
+        old, noisy = (np.linalg.svd(of[name].double().numpy())[0][:, :r] for of in (two[0], others[1]))
+        inside, inside_now = (basis.T @ two[1][name].double().numpy() for basis in (old, noisy))
         expected = {
             "stable": (values**2).sum() / values[0] ** 2,
             "leading": (values[:r] ** 2).sum() / (values**2).sum(),
             "overlap": (np.linalg.svd(old.T @ left[:, :r])[1] ** 2).sum() / r,
             "held": (inside**2).sum() / (values**2).sum(),
+            "overlap_now": (np.linalg.svd(noisy.T @ left[:, :r])[1] ** 2).sum() / r,
+            "held_now": (inside_now**2).sum() / (values**2).sum(),
         }
         assert second.keys() == expected.keys()
         assert {key: second[key][place] for key in expected} == pytest.approx(expected, rel=1e-4)
@@ -84,16 +90,18 @@ def test_factors_are_those_of_torchs_adamw_and_of_galore(exact):
                 sums[name][k] += (weight.detach().norm(dim=0) / seen.norm(dim=0)).numpy()
                 whole[name][k] += float(weight.detach().norm() / seen.norm())
         watch.seen(step, found)
-    measured = watch(drawn(9))
+    measured = watch(drawn(9), drawn(8))
     for place, name in enumerate(SHAPES):
         one, other = sums[name]
         assert measured["cosine"][place] == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
         assert measured["correlation"][place] == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-4)
         assert -0.99 < measured["correlation"][place] < 0.99
+        assert measured["spearman"][place] == pytest.approx(spearmanr(one, other).statistic)
+        assert abs(measured["spearman"][place] - measured["correlation"][place]) > 1e-3
     one, other = np.array([*whole.values()]).T
     assert measured["cosine_of_layers"] == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
     assert abs(measured["correlation_of_layers"]) == pytest.approx(1)  # of two matrices
-    assert ALL - {"cosine", "correlation"} == watch(drawn(10)).keys()  # nothing was seen since
+    assert watch(drawn(10), drawn(8)).keys() == ALL - FACTORS  # nothing was seen since
 
 
 def test_gradients_have_their_shorter_side_first_as_galore_projects_them(folder):
@@ -102,7 +110,7 @@ def test_gradients_have_their_shorter_side_first_as_galore_projects_them(folder)
     tokens = torch.from_numpy(text.train.rows(np.arange(3)))
     body(input_ids=tokens, labels=tokens).loss.backward()
     found, watch = gradients(body), Watch(spec())
-    watch(found)
+    watch(found, found)
     made.step()
     for name, layer in llama.targets(body).items():
         side = 1 if len(layer.weight) >= layer.weight.shape[1] else 0
@@ -116,8 +124,19 @@ def test_a_gradient_of_zero_is_recorded_as_zeros():
     watch = Watch(spec())
     found = {"a": torch.zeros(5, 7)}
     watch.seen(1, found)
-    watch(found)
-    assert watch(found) == {"stable": [0.0], "leading": [0.0], "overlap": [1.0], "held": [0.0]}
+    watch(found, found)
+    nothing = {"overlap": [1.0], "held": [0.0]}
+    assert watch(found, found) == {
+        "stable": [0.0],
+        "leading": [0.0],
+        **nothing,
+        **{f"{name}_now": value for name, value in nothing.items()},
+    }
+
+
+def test_factors_that_do_not_vary_are_not_correlated():
+    same = torch.full((4,), 2.0)
+    assert watch_gradients._alike(same, same) == {"cosine": 1.0, "correlation": 0.0, "spearman": 0.0}
 
 
 # ---- in a run
@@ -165,16 +184,50 @@ def test_the_gradients_of_an_evaluation_are_those_of_the_next_step(folder, tmp_p
     lists = {key for entry in found["at"] for key, value in entry.items() if isinstance(value, list)}
     assert lists == ALL
     assert all(len(entry[key]) == len(found["layers"]) for entry in found["at"] for key in lists & entry.keys())
-    assert {*found["at"][0]} == {"step", "stable", "leading"}
-    assert {*found["at"][1]} == {"step", *ALL, "cosine_of_layers", "correlation_of_layers"}
+    assert {*found["at"][0]} == {"step", *FIRST}
+    assert {*found["at"][1]} == {"step", *ALL, *(f"{name}_of_layers" for name in FACTORS)}
+
+
+def test_the_other_batch_is_the_one_after_the_next_at_the_same_weights(folder, tmp_path):
+    """At the start both are known without a step."""
+    what = spec(watch=True)
+    now = run(what, tmp_path, folder)["gradients"]["at"][0]
+    body, text = started(what, folder)
+    rows, bases, grads = np.random.default_rng([0, 0]).permutation(len(text.train)), [], []
+    for step in (0, 1):
+        tokens = torch.from_numpy(text.train.rows(rows[4 * step : 4 * step + 4]))
+        body.zero_grad()
+        body(input_ids=tokens, labels=tokens).loss.backward()
+        grads.append([gradient.double().numpy().copy() for gradient in gradients(body).values()])
+        bases.append([np.linalg.svd(gradient)[0][:, :4] for gradient in grads[-1]])
+    overlaps = [(np.linalg.svd(q.T @ p)[1] ** 2).sum() / 4 for p, q in zip(*bases, strict=True)]
+    helds = [((q.T @ g) ** 2).sum() / (g**2).sum() for g, q in zip(grads[0], bases[1], strict=True)]
+    np.testing.assert_allclose(now["overlap_now"], overlaps, rtol=6e-3)
+    np.testing.assert_allclose(now["held_now"], helds, rtol=6e-3)
+
+
+def test_watching_is_no_part_of_the_time_of_a_step(folder, tmp_path, monkeypatch):
+    honest, spent = Run.seen, []
+
+    def slow(self, step):
+        begun = time.process_time()
+        while time.process_time() < begun + 0.1:
+            pass
+        honest(self, step)
+        spent.append(time.process_time() - begun)
+
+    monkeypatch.setattr(Run, "seen", slow)
+    begun = time.process_time()
+    found = run(spec(watch=True), tmp_path, folder)
+    assert 0 < found["seconds"] < time.process_time() - begun - sum(spent)
 
 
 def test_the_record_of_a_watched_60m_model_stays_small(tmp_path):
     """56 layers, 21 evaluations."""
     what = spec(optimizer="fira", watch=True)
-    entry = {"step": 10_000, **{name: [0.999] * 56 for name in ALL}, "cosine_of_layers": 0.999}
+    entry = {"step": 10_000, **{name: [0.999] * 56 for name in ALL}, **{f"{name}_of_layers": 0.999 for name in FACTORS}}
     found = {"scores": [], "gradients": {"layers": [f"model.layers.{k}.self_attn.q_proj" for k in range(56)], "at": []}}
     found["gradients"]["at"] = [entry] * 21
-    assert len(records.write(what, found, {}, tmp_path).read_text()) < 55_000
+    assert len(records.write(what, found, {}, tmp_path).read_text()) < 85_000
     assert json.loads(records.path(what, tmp_path).read_text())["found"] == found
     assert replace(what, watch=False).key != what.key
