@@ -55,6 +55,7 @@ def t5(folder) -> Path:
     tokenizer.eos_token = tokenizer.sep_token
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 2, "decoder_start_token_id": 0}
     config = T5Config(**sizes, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    torch.manual_seed(0)
     T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
     tokenizer.save_pretrained(folder / "t5")
     return folder / "t5"
@@ -63,8 +64,9 @@ def t5(folder) -> Path:
 @pytest.mark.parametrize("method", ["compressed", "lora"])
 @pytest.mark.parametrize("task", ["stsb", "sst2"])
 def test_an_encoder_with_a_decoder_learns_as_an_encoder_does(folder, tmp_path, t5, task, method):
-    found = run(spec(folder, model=str(t5), task=task, method=method, steps=20, every=20), tmp_path / "run", folder)
-    assert np.mean(found["losses"][-3:]) < np.mean(found["losses"][:3])
+    found = run(spec(folder, model=str(t5), task=task, method=method, steps=60, every=60), tmp_path / "run", folder)
+    epoch = 12 // 4  # a batch alone is noise
+    assert np.mean(found["losses"][-4 * epoch :]) < 0.8 * np.mean(found["losses"][:epoch])
     names = started(spec(folder, model=str(t5), task=task, method=method), folder)[1].state_dict()
     for part in ("encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.1.EncDecAttention.v", "wo"):
         assert any(part in name and ("deep_lora" in name or "lora_A" in name) for name in names), part
