@@ -100,6 +100,12 @@ class Comparison:
     watched: tuple[str, ...] = ()
     """Arms whose gradients are watched; that changes nothing else."""
 
+    def arm(self, size: Size, cell: Pretrain) -> str:
+        """Which one a run is of, at whatever seed, rank, gap and learning rate."""
+        like, free = self.runs[size], ("seed", "rank", "gap", "lr", "watch", "every")
+        plain = replace(cell, **{name: getattr(like, name) for name in free})
+        return next(arm for arm, its in self.arms.items() if replace(like, **its) == plain)
+
     def tries(self, size: Size, arm: str) -> Cells:
         """The runs that choose an arm's rate."""
         begin = replace(self.runs[size], **self.arms[arm], seed=TUNING)
@@ -178,12 +184,4 @@ def chosen(cell: Pretrain, read: Read = records.read) -> Pretrain:
         for size in get_args(Size)
         if (comparison.runs[size].model, comparison.runs[size].text) == (cell.model, cell.text)
     )
-    like = among.runs[size]
-    arm = next(arm for arm, its in among.arms.items() if replace(like, **its) == _plain(cell, like))
-    return replace(cell, lr=among.best(size, arm, read))
-
-
-def _plain(cell: Pretrain, like: Pretrain) -> Pretrain:
-    """The cell without what rates are not chosen for."""
-    free = ("seed", "rank", "gap", "lr", "watch", "every")
-    return replace(cell, **{name: getattr(like, name) for name in free})
+    return replace(cell, lr=among.best(size, among.arm(size, cell), read))
