@@ -28,12 +28,8 @@ COLOURS = (style.RED, style.BLUE, style.GREEN)
 LAST = 30  # steps over which training losses are averaged
 
 
-@dataclass(frozen=True)
 class Spec(Recorded):
     """python -m lm_experiments rank, and rank-rates, make the records."""
-
-    seeds: int = 3
-    """Runs of each kind."""
 
 
 @dataclass(frozen=True, eq=False)
