@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
         Console().print(shown(tyro.cli(Memory, args=rest, prog=f"{CALL} memory")))
         return 0
-    named = tyro.cli(Named, args=rest, prog=f"{CALL} {name}")
+    named = tyro.cli(Named, args=rest, prog=f"{CALL} {name}", description=NAMED[name].question)
     try:
         cells = _cells(name, named)
     except ValueError as error:
