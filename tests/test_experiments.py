@@ -602,6 +602,15 @@ def test_help_names_every_experiment_and_its_question(capsys, arguments):
         assert f"{name} {experiment.question}" in " ".join(shown.split())
 
 
+def test_nothing_is_told_to_the_hub_unless_asked(monkeypatch):
+    for asked, set_to in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+        if asked:
+            monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", asked)
+        assert main(["--help"]) == 0
+        assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == set_to
+
+
 def test_help_does_not_wait_for_torch():
     program = "import sys; from lm_experiments.__main__ import main; main(['--help']); print(sorted(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -53,6 +53,6 @@ def test_notebook_runs_with_the_quick_spec(path, tmp_path, monkeypatch):
     pictures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
     assert len(pictures) >= 1
     said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
-    share = re.search(r"share of two directions: (\S+)", said)
+    share = re.search(r"share of the two: (\S+)", said)
     assert (share is not None) == (path.stem == "5_few_shot")
     assert share is None or float(share[1]) > 0.9  # "nearly all of what it learns"
