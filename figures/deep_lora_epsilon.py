@@ -55,6 +55,8 @@ class Data:
     by_examples: Float64[np.ndarray, "two examples seeds"]
     lora: Float64[np.ndarray, "examples seeds"]
     """LoRA, with the paper's."""
+    shown: int
+    """Examples of `course` and `by_rank`."""
 
 
 def data(spec: Spec, sweep: Sweep = in_process) -> Data:
@@ -81,6 +83,7 @@ def data(spec: Spec, sweep: Sweep = in_process) -> Data:
         examples,
         np.array([[by_examples[eps, n] for n in examples] for eps in two]),
         np.array([lora[(n,)] for n in examples]),
+        middle[0].spec.examples,
     )
 
 
@@ -100,6 +103,8 @@ def _both(name: str, spec: Spec) -> list[Record[FineTune]]:
 
 def check(data: Data) -> list[Claim]:
     """Means over seeds."""
+    if data.spec.size == "full":
+        return _ours(data)
     tuned, ends = data.tuning.mean(axis=2), data.course[:, -1].mean(axis=1)
     early, slow = data.course[:, 1].mean(axis=1), data.rates.index(SLOW)
     wide = [data.ranks.index(rank) for rank in data.ranks if rank >= 32]
@@ -119,9 +124,16 @@ def check(data: Data) -> list[Claim]:
     ]
 
 
+def _ours(data: Data) -> list[Claim]:
+    """What should hold of BERT-base, too."""
+    early = data.course[:, 1].mean(axis=1)
+    return [Claim(f"after {data.steps[1]} steps, small less the paper's: Pearson", np.diff(early)[0], at_least=0)]
+
+
 def draw(data: Data) -> Figure:
     """Means over seeds; in (c) and (d) each run, too."""
     figure, axes = style.panels(2, 2, height=2.1)
+    shown = f"{data.shown} examples"
     panels = zip(
         axes,
         (data.rates, data.steps, data.ranks, data.examples),
@@ -141,5 +153,5 @@ def draw(data: Data) -> Figure:
         axis.set_xticks(at, [str(value) for value in at])
         axis.minorticks_off()
     figure.legend(*axes[3].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    style.title(axes, "where rates are chosen", "rank 8, 256 examples", "256 examples", "rank 8")
+    style.title(axes, f"where rates are chosen, {data.spec.encoder}", f"rank 8, {shown}", shown, "rank 8")
     return figure

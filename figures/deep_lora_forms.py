@@ -93,6 +93,8 @@ def _cosines(runs: list[Record[FineTune]], step: int) -> tuple[float, float]:
 
 def check(data: Data) -> list[Claim]:
     """Each form against the one that it is said to be like, or unlike."""
+    if data.spec.size == "full":
+        return _papers(data)
     ranks, last, half = data.ranks, data.pearson[:, -1].mean(axis=1), data.pearson[:, 2].mean(axis=1)
     few = [(found <= 5).mean() for found in ranks[:LORA]]
     fitted, nearest = data.losses[:, :, -3:].mean(axis=(1, 2)), data.cosines[:, :, LARGEST]
@@ -116,6 +118,21 @@ def check(data: Data) -> list[Claim]:
     ]
 
 
+def _papers(data: Data) -> list[Claim]:
+    """What Yaras et al. say of BERT-base: training losses in the first half, ranks, nearest directions."""
+    early = data.losses[:, :, : data.losses.shape[2] // 2].mean(axis=(1, 2))
+    few = (data.ranks[:LORA] <= 5).mean(axis=(1, 2))
+    return [
+        Claim("training loss, compressed / narrow", early[COMPRESSED] / early[NARROW], at_most=1),
+        Claim("training loss, compressed / wide", early[COMPRESSED] / early[WIDE], at_most=1.5),
+        Claim("Deep LoRA: layers of rank 5 or less, least share of the forms", few.min(), at_least=0.8),
+        Claim("LoRA: mean rank less compressed's", np.diff(data.ranks[[COMPRESSED, LORA]].mean(axis=(1, 2)))[0],
+              at_least=1),
+        Claim("compressed: nearest direction at first, cosine to the last", data.cosines[COMPRESSED, 0, LARGEST],
+              at_least=0.6),
+    ]  # fmt: skip
+
+
 def draw(data: Data) -> Figure:
     """Means over seeds; in (b) each of them, too."""
     figure, axes = style.panels(2, 2, height=2.3)
@@ -137,6 +154,10 @@ def draw(data: Data) -> Figure:
     axes[3].set(xlabel="step", ylabel="cosine to the last step's", ylim=(0, 1.02))
     axes[0].legend()
     style.title(
-        axes, "training", "held out", "rank of what a layer learned", "leading directions: worst, best (dotted)"
+        axes,
+        f"training, {data.spec.encoder}",
+        "held out",
+        "rank of what a layer learned",
+        "leading directions: worst, best (dotted)",
     )
     return figure

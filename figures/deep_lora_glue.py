@@ -1,9 +1,10 @@
-"""Few-shot GLUE on MiniLM: on average LoRA is ahead of compressed Deep LoRA; the paper's gain is refuted at this scale.
+"""Few-shot GLUE on MiniLM, 200 steps: on average LoRA is ahead of compressed Deep LoRA; there the gain is refuted.
 
-After Yaras et al. 2024 (arXiv 2406.04112), the few-shot table of GLUE: with 1024 examples on BERT-base Deep LoRA is
-ahead on all eight tasks, by .0279 on average. The forms recorded there are full width; here it is the compressed one,
-with 256 examples on all-MiniLM-L6-v2. Learning rates are chosen on SST-2 for all tasks of classes, alike for both
-methods; pairs share seed, examples, batches, head and held-out half.
+After Yaras et al. 2024 (arXiv 2406.04112), the few-shot table of GLUE: with 1024 examples on BERT-base and 600 to 1000
+steps Deep LoRA is ahead on all eight tasks, by .0279 on average. The forms recorded there are full width; here it is
+the compressed one, with 256 examples on all-MiniLM-L6-v2, which after 200 steps has not fitted them as LoRA has, so
+that nothing is said here about longer training. Learning rates are chosen on SST-2 for all tasks of classes, alike for
+both methods; pairs share seed, examples, batches, head and held-out half.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from figures.claims import Claim
 from figures.deep_lora_fewshot import COLOURS, DEEP, LABELS, LORA, METHODS
 from figures.recorded import Recorded
 from lm_experiments.comparison import interval, scores
+from lm_experiments.records import Record
 from lm_experiments.registry import recorded
+from lm_experiments.runs import FineTune
 from lm_experiments.tasks.text import TASKS
 from sims.sweep import Sweep, in_process
 
 PAPER = {"sst2": 0.0186, "rte": 0.0293, "mrpc": 0.0042, "qnli": 0.0477, "mnli": 0.011, "qqp": 0.005, "cola": 0.0901,
          "stsb": 0.0176}  # fmt: skip
 """Mean gains with 1024 examples on BERT-base, ten seeds."""
+LAST = 20  # steps over which training losses are averaged
 
 
 class Spec(Recorded):
@@ -45,6 +49,8 @@ class Data:
     """LoRA, compressed."""
     untrained: Float64[np.ndarray, " tasks"]
     """Before training, mean over seeds."""
+    fitted: Float64[np.ndarray, "two tasks"]
+    """Loss on the examples, mean over seeds and the last LAST steps."""
 
     @property
     def gains(self) -> Float64[np.ndarray, "tasks seeds"]:
@@ -64,12 +70,21 @@ def data(spec: Spec, sweep: Sweep = in_process) -> Data:
         tasks,
         np.array([[last[method, task] for task in tasks] for method in METHODS]),
         np.array([first[(task,)].mean() for task in tasks]),
+        np.array([[_fitted(found, method, task) for task in tasks] for method in METHODS]),
     )
+
+
+def _fitted(found: list[Record[FineTune]], method: str, task: str) -> float:
+    runs = [record for record in found if (record.spec.method, record.spec.task) == (method, task)]
+    return float(np.mean([run.found["losses"][-LAST:] for run in runs]))
 
 
 def check(data: Data) -> list[Claim]:
     """Gains with Student's 95 % interval over seeds, of their means over tasks; a single task's are too wide."""
+    if data.spec.size == "full":
+        return _papers(data)
     overall, learned = interval(data.gains.mean(axis=0)), data.scores.mean(axis=2) - data.untrained
+    unfitted = (data.fitted[DEEP] / data.fitted[LORA]).min()
     told = float(np.mean([PAPER[task] for task in data.tasks]))
     return [
         Claim(
@@ -81,6 +96,16 @@ def check(data: Data) -> list[Claim]:
         Claim("the same, upper end of its interval: below the paper's", overall.high, at_most=told),
         Claim("gain, most over tasks (the paper: > 0 on all)", data.gains.mean(axis=1).max(), at_most=0),
         Claim("learned, mean over tasks, the lesser of the methods", learned.mean(axis=1).min(), at_least=0.05),
+        Claim("training loss at the end, compressed over LoRA's, least over tasks", unfitted, at_least=5),
+    ]
+
+
+def _papers(data: Data) -> list[Claim]:
+    """What Yaras et al. say of BERT-base."""
+    gains = data.gains.mean(axis=1)
+    return [
+        Claim("gain of the compressed form, least over tasks", gains.min(), at_least=0),
+        Claim("gain, mean over tasks (the paper: 0.028)", gains.mean(), at_least=0.01),
     ]
 
 
@@ -103,8 +128,8 @@ def draw(data: Data) -> Figure:
     axes[1].axhline(0, color=style.BLACK, lw=0.6)
     axes[0].set_xticks(at, names)
     axes[1].set_xticks(range(len(gains)), [*names, "mean"])
-    axes[0].set(xlabel="task", ylabel="accuracy")
+    axes[0].set(xlabel="task", ylabel=" or ".join(dict.fromkeys(TASKS[task].metric for task in data.tasks)))
     axes[1].set(xlabel="task", ylabel="compressed less LoRA")
     figure.legend(loc="outside lower center", ncols=4)
-    style.title(axes, f"{data.examples} examples, MiniLM, rank 8", f"gain in {data.spec.seeds} pairs")
+    style.title(axes, f"{data.examples} examples, {data.spec.encoder}, rank 8", f"gain in {data.spec.seeds} pairs")
     return figure

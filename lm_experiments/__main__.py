@@ -4,6 +4,7 @@ import difflib
 import fcntl
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ names:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the arguments name; the exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the Hub's library is imported, later
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if name in ("--help", "-h"):
         said = {name: line for name, (_, line) in OWN.items()} | {"memory": MEMORY}
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
         Console().print(shown(tyro.cli(Memory, args=rest, prog=f"{CALL} memory")))
         return 0
-    named = tyro.cli(Named, args=rest, prog=f"{CALL} {name}")
+    named = tyro.cli(Named, args=rest, prog=f"{CALL} {name}", description=NAMED[name].question)
     try:
         cells = _cells(name, named)
     except ValueError as error:

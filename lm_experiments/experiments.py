@@ -15,6 +15,12 @@ from lm_experiments.tasks.text import TASKS
 
 Size = Literal["small", "full"]
 Cells = tuple[FineTune, ...]
+BERTS, T5S, SMOLLM2S = (
+    "cd5ef92a9fb2f889e972770a36d4ed042daf221e",
+    "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
+    "93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
+)
+"""Revisions on the Hub."""
 MINILM = FineTune(model="minilm", examples=256, steps=200, length=64)
 SMOLLM2 = FineTune(
     model="smollm2",
@@ -26,8 +32,8 @@ SMOLLM2 = FineTune(
     length=64,
     precision="bf16",
 )
-BERT = FineTune(model="google-bert/bert-base-cased", examples=1024, steps=1000, every=100, held_out=0)
-T5 = replace(BERT, model="google-t5/t5-base")
+BERT = FineTune(model=f"google-bert/bert-base-cased@{BERTS}", examples=1024, steps=1000, every=100, held_out=0)
+T5 = replace(BERT, model=f"google-t5/t5-base@{T5S}")
 BELOW = 1e-14
 """An epsilon below the first gradients of the compressed form's cores."""
 TUNING = (100, 101, 102)
@@ -74,7 +80,7 @@ def _encoder(size: Size) -> FineTune:
 
 
 def _causal(size: Size) -> FineTune:
-    return SMOLLM2 if size == "small" else replace(SMOLLM2, model="HuggingFaceTB/SmolLM2-135M")
+    return SMOLLM2 if size == "small" else replace(SMOLLM2, model=f"HuggingFaceTB/SmolLM2-135M@{SMOLLM2S}")
 
 
 def _rates(size: Size) -> Cells:
@@ -119,10 +125,14 @@ def chosen(cell: FineTune, read: Callable[[FineTune], records.Record[FineTune] |
     return replace(cell, lr=max(totals, key=totals.__getitem__))
 
 
+def _shot(size: Size) -> FineTune:
+    """A few-shot run on STS-B, 256 examples."""
+    return MINILM if size == "small" else replace(BERT, examples=256, steps=500)
+
+
 def _fewshot(size: Size) -> Cells:
     sizes, seeds = ((16, 64, 256, 1024), 10) if size == "small" else ((16, 64, 256), 20)
-    base = replace(_encoder(size), steps=200 if size == "small" else 500)
-    return grid(base, seeds, examples=sizes, method=("lora", "compressed"))
+    return grid(_shot(size), seeds, examples=sizes, method=("lora", "compressed"))
 
 
 def _glue(size: Size) -> Cells:
@@ -141,7 +151,7 @@ def _rank_rates(size: Size) -> Cells:
 
 
 def _forms(size: Size) -> Cells:
-    base = replace(MINILM if size == "small" else replace(BERT, examples=16, steps=200), watch=True)
+    base = replace(MINILM if size == "small" else replace(BERT, examples=16, steps=200, every=50), watch=True)
     return grid(base, 5, method=("compressed", "narrow", "wide", "lora"))
 
 
@@ -152,13 +162,12 @@ def _meeting(size: Size) -> Cells:
 
 
 def _centre(size: Size) -> Cells:
-    base = replace(_encoder(size), task="stsb", centre=False)
-    return grid(base, 5, method=("lora", "compressed"))
+    return grid(replace(_shot(size), centre=False), 5, method=("lora", "compressed"))
 
 
 def _outer(size: Size) -> Cells:
-    cells = grid(_encoder(size), 5, method=("random",), gamma=(0.01, 0.0))
-    return cells + grid(_encoder(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
+    cells = grid(_shot(size), 5, method=("random",), gamma=(0.01, 0.0))
+    return cells + grid(_shot(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
 
 
 def _epsilon(size: Size) -> Cells:

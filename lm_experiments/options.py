@@ -55,8 +55,9 @@ OWN = partial(Options, results=Path("runs") / "records")
 class Finetuning:
     """One fine-tuning run of your own."""
 
-    run: FineTune = field(default_factory=partial(FineTune, task="boolq"))
-    """What is computed."""
+    run: FineTune = field(default_factory=partial(FineTune, task="boolq", lr=1e-2, eps=1e-14))
+    """What is computed. Defaults are those of the compressed form: with the paper's epsilon and a rate of 1e-3 nothing
+    but the head would learn; other methods need an lr of their own."""
     other: Options = field(default_factory=OWN)
     """Where data, runs and records are, and how to run."""
 

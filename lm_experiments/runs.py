@@ -47,7 +47,8 @@ class FineTune:
     layers: Literal["all", "attention"] = "all"
     """all: every linear layer but the head; attention: query and value."""
     lr: float = 1e-3
-    """Of the adapter, or of what trains in its place if method = galore or full; the head's is head_lr."""
+    """Of the adapter, or of what trains in its place if method = galore or full; the head's is head_lr. Best of those
+    tried on MiniLM, rank 8: compressed 1e-2, narrow 3e-3, wide 3e-4, lora 1e-3 (scores) or 3e-4 (classes)."""
     centre: bool = True
     """A score's head starts at the mean score; otherwise the first gradient says little else than that mean."""
     head_lr: float = 1e-3
@@ -75,8 +76,8 @@ class FineTune:
     part: Literal["tuning", "report"] = "report"
     """Which half of the validation examples, divided once for all: learning rates are chosen on the other half."""
     watch: bool = False
-    """Record singular values and leading subspaces of each layer's update at every evaluation, and how much of it lies
-    in that of the first gradient."""
+    """Record singular values and leading subspaces of each layer's update at every evaluation, and how much of it
+    lies in that of the first gradient."""
     seed: int = 0
     """Of examples, batches, head, adapter and dropout."""
 

@@ -51,5 +51,5 @@ def _said(kind: FineTune | Pretrain, name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return value.rstrip("/").rpartition("/")[2]
+        return value.rstrip("/").rpartition("/")[2].partition("@")[0]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,13 @@ Skipped where bitsandbytes or torchao is not installed.
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from torch import nn
 
 from lowdim.adapters import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights, load, to_lora
@@ -149,3 +155,67 @@ def test_a_quantized_base_is_calibrated_on_nearly_the_gradient_of_the_dense_one(
         factors = layer.factors("default")
         seen = torch.linalg.norm(factors.left.float().mT @ gradient @ factors.right.float())
         assert seen > (1 - rounding / 2) * torch.linalg.norm(torch.linalg.svdvals(gradient)[:2])
+
+
+# transformers' way: a model that is quantized as it is loaded, the Trainer, and AutoPeftModel
+
+
+def quantization(kind: str):
+    transformers = pytest.importorskip("transformers")
+    if kind == "int8":
+        return transformers.TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+    pytest.importorskip("bitsandbytes")
+    return transformers.BitsAndBytesConfig(load_in_4bit=kind == "4 bit", load_in_8bit=kind == "8 bit")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a tiny one."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path_factory.mktemp("llama")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def words() -> list[dict[str, torch.Tensor]]:
+    ids = torch.randint(50, (16, 8), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_quantized_model_is_trained_resumed_and_loaded_as_transformers_users_do(kind, llama, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shared = {"quantization_config": quantization(kind), "device_map": "cpu", "dtype": torch.float32}
+    batch = {name: torch.stack([row[name] for row in words()]) for name in words()[0]}
+    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": []}
+
+    def started(seed: int) -> nn.Module:
+        model = transformers.LlamaForCausalLM.from_pretrained(llama, **shared)
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = get_peft_model(model, DeepLoraConfig(rank=4, seed=seed, target_modules="all-linear", scale=0.3))
+        assert all(layer.quantization_backend is not None for layer in layers(model))
+        return model
+
+    def train(model: nn.Module, name: str, resumed: str | None = None) -> None:
+        optimizer = torch.optim.AdamW(deep_lora_parameter_groups(model, 3e-2, 0.1), eps=1e-14)
+        how = transformers.TrainingArguments(
+            str(tmp_path / name), disable_tqdm=True, logging_strategy="no", **arguments
+        )
+        trainer = transformers.Trainer(model, how, train_dataset=words(), optimizers=(optimizer, None))
+        trainer.train(resume_from_checkpoint=resumed)
+
+    whole, other = started(0), started(7)
+    initialize_deep_lora_weights(whole, batch)
+    before = whole.eval()(**batch).loss.item()
+    train(whole, "whole")
+    train(other, "other", str(tmp_path / "whole" / "checkpoint-2"))
+    for (name, one), (_, two) in zip(whole.named_parameters(), other.named_parameters(), strict=True):
+        assert ".deep_lora_" not in name or torch.equal(one, two), name
+    after = whole.eval()(**batch).loss.item()
+    assert after < before - 0.02
+    whole.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", **shared).eval()
+    assert abs(loaded(**batch).loss.item() - after) < 2e-3

@@ -26,8 +26,9 @@ from lm_experiments import assets, experiments, records, run_folder
 from lm_experiments import finetune as finetune_module
 from lm_experiments.__main__ import main
 from lm_experiments.comparison import interval, scores
-from lm_experiments.experiments import EXPERIMENTS, GRIDS, TUNING, Experiment, chosen, grid
+from lm_experiments.experiments import BELOW, EXPERIMENTS, GRIDS, MINILM, TUNING, Experiment, chosen, grid
 from lm_experiments.finetune import Diverged
+from lm_experiments.options import Finetuning
 from lm_experiments.registry import recorded
 from lm_experiments.runs import FineTune
 from lm_experiments.setting import Setting
@@ -59,6 +60,11 @@ def test_every_experiment_is_of_different_runs_each_with_a_file_of_its_own(size)
         assert len({cell.key for cell in cells}) == len(set(cells)) == len(cells) > 1, name
     everything = {cell for experiment in EXPERIMENTS.values() for cell in experiment.cells(size)}
     assert len({cell.key for cell in everything}) == len(everything)
+
+
+def test_models_of_the_hub_are_of_one_revision():
+    names = {cell.model for experiment in EXPERIMENTS.values() for cell in experiment.cells("full")}
+    assert all(re.fullmatch(r"[\w/.-]+@[0-9a-f]{40}", name) for name in names), names
 
 
 @sizes
@@ -134,6 +140,24 @@ def test_what_a_figure_reads_is_every_run_or_an_error_that_says_what_to_run(tmp_
     for cell in cells:
         records.write(cell, made_up(cell).found, {}, tmp_path)
     assert [record.spec for record in recorded("fewshot", "small", 2, tmp_path)] == [c for c in cells if c.seed < 2]
+
+
+BEST = {"compressed": "1e-2", "narrow": "3e-3", "wide": "3e-4", "lora": "1e-3"}
+
+
+def test_a_run_of_your_own_starts_at_the_rate_and_epsilon_that_recorded_runs_found_best():
+    own = Finetuning().run
+    assert (own.method, own.eps) == ("compressed", BELOW)
+    assert own.lr == chosen(replace(MINILM, eps=BELOW)).lr
+
+
+@pytest.mark.parametrize("method", BEST)
+def test_rates_in_the_help_are_those_that_recorded_runs_found_best(capsys, monkeypatch, method):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert chosen(replace(MINILM, method=method)).lr == float(BEST[method])
+    assert f"{method} {BEST[method]}" in screen(capsys, "finetune", "--help")
+    if method == "lora":
+        assert chosen(replace(MINILM, method=method, task="sst2")).lr == 3e-4
 
 
 def test_rates_that_fall_with_the_rank_are_the_chosen_one_at_rank_8():
@@ -553,6 +577,7 @@ def screen(capsys, *arguments: object) -> str:
         (["rank", "--seeds", "0"], "seeds = 0: take 1 or more"),
         (["rank", "--lr", "1"], "Unrecognized options: --lr"),
         (["finetune", "--help"], "stsb, sst2, rte, mrpc, qnli, mnli, cola, qqp, boolq or imdb."),
+        (["fewshot", "--help"], "Does Deep LoRA beat LoRA on STS-B, the more the fewer examples there are?"),
         (["rates", "--help"], "--seeds INT Only runs whose seed is below this"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -575,6 +600,15 @@ def test_help_names_every_experiment_and_its_question(capsys, arguments):
     assert max(map(len, shown.splitlines())) <= 80
     for name, experiment in EXPERIMENTS.items():
         assert f"{name} {experiment.question}" in " ".join(shown.split())
+
+
+def test_nothing_is_told_to_the_hub_unless_asked(monkeypatch):
+    for asked, set_to in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+        if asked:
+            monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", asked)
+        assert main(["--help"]) == 0
+        assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == set_to
 
 
 def test_help_does_not_wait_for_torch():

@@ -1,6 +1,7 @@
 """Notebooks are thin, carry no outputs, and run with the quick Spec."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -51,3 +52,7 @@ def test_notebook_runs_with_the_quick_spec(path, tmp_path, monkeypatch):
     client.execute()
     pictures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
     assert len(pictures) >= 1
+    said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+    share = re.search(r"share of the two: (\S+)", said)
+    assert (share is not None) == (path.stem == "5_few_shot")
+    assert share is None or float(share[1]) > 0.9  # "nearly all of what it learns"

@@ -21,10 +21,20 @@ def falsified(data) -> list:
     memorised[DEEP] = memorised[LORA]
     forgot[LORA, -1] += 0.1
     idle[:] = idle[:, :1]
+
+    def tuned(step, value):
+        """The compressed form at the next rate is another."""
+        found = data.tuning.copy()
+        found[-1, step] = value
+        return replace(data, tuning=found)
+
     return [
         *(other(DEEP, -1, ends[LORA] + gain) for gain in (0.05, -0.05, np.nan)),
         other(DEEP, 1, early[LORA]),
         replace(data, losses=memorised),
         replace(data, losses=forgot),
         replace(data, accuracy=idle),
+        tuned(-1, data.tuning[DEEP, -1] - 0.01),
+        tuned(1, data.tuning[LORA, 1] - 0.01),
+        replace(data, fitted=data.fitted[[LORA, DEEP, LORA]]),
     ]

@@ -26,4 +26,5 @@ def falsified(data) -> list:
         *(gained(everywhere, gain) for gain in (-0.1, 0.0, np.mean([*PAPER.values()]), np.nan)),
         *(gained(index, 0.01) for index in range(len(data.tasks))),
         *(replace(data, scores=found) for found in (spread, slow, idle)),
+        *(replace(data, fitted=data.fitted[[kind, kind]]) for kind in (LORA, DEEP)),
     ]
