@@ -117,7 +117,7 @@ def chosen(cell: FineTune, read: Callable[[FineTune], records.Record[FineTune] |
     for tried in _tries(replace(base, eps=cell.eps), method):
         record = read(tried)
         if record is None:
-            first = "rates" if cell.eps == base.eps else "epsilon"
+            first = "rates" if cell.eps == base.eps else {"stsb": "epsilon", "sst2": "epsilon-classes"}[task]
             raise ValueError(
                 f"no record of lr = {tried.lr:g} for {method}, {task}: python -m lm_experiments {first} first"
             )
@@ -170,8 +170,8 @@ def _outer(size: Size) -> Cells:
     return cells + grid(_shot(size), 5, method=("compressed",), gamma=(0.0, 0.1, 1.0))
 
 
-def _epsilon(size: Size) -> Cells:
-    return _tries(replace(_encoder(size), eps=BELOW), "compressed")
+def _epsilon(task: str) -> Callable[[Size], Cells]:
+    return lambda size: _tries(replace(_encoder(size), task=task, eps=BELOW), "compressed")
 
 
 def _below(cells: Callable[[Size], Cells]) -> Callable[[Size], Cells]:
@@ -183,10 +183,6 @@ def _smollm2(size: Size) -> Cells:
     return grid(_causal(size), 5 if size == "small" else 10, method=("lora", "compressed"))
 
 
-def _smollm2_ranks(size: Size) -> Cells:
-    return grid(_causal(size), 5 if size == "small" else 10, rank=(2, 32), method=("lora", "compressed"))
-
-
 EXPERIMENTS: dict[str, Experiment] = {
     "rates": Experiment("Which learning rate is best for each method?", _rates, tuned=False),
     "fewshot": Experiment("Does Deep LoRA beat LoRA on STS-B, the more the fewer examples there are?", _fewshot),
@@ -195,15 +191,16 @@ EXPERIMENTS: dict[str, Experiment] = {
     "outer": Experiment("Do outer factors from the gradient beat random ones, and what does gamma do?", _outer),
     "centre": Experiment("What if the first gradient is spent on the mean score?", _centre),
     "epsilon": Experiment(
-        "What if Adam's epsilon lies below the first gradients of the compressed form?", _epsilon, tuned=False
+        "What if Adam's epsilon lies below the first gradients of the compressed form?", _epsilon("stsb"), tuned=False
     ),
+    "epsilon-classes": Experiment("Which learning rate is best then, for classes?", _epsilon("sst2"), tuned=False),
     "epsilon-rank": Experiment("Is it robust to its rank then?", _below(_rank)),
     "epsilon-fewshot": Experiment("Does it gain the more the fewer examples there are then?", _below(_fewshot)),
+    "epsilon-glue": Experiment("Does it beat LoRA on the few-shot tasks of GLUE then?", _below(_glue)),
     "rank": Experiment("Is Deep LoRA robust to its rank where LoRA is not?", _rank),
     "rank-rates": Experiment(
         "Is it with a learning rate that falls as 1 / rank?", _rank_rates, times=lambda cell: 8 / cell.rank
     ),
     "smollm2": Experiment("Does what holds for an encoder hold for a causal language model?", _smollm2),
-    "smollm2-ranks": Experiment("Is either method robust to its rank there?", _smollm2_ranks),
     "glue": Experiment("Does Deep LoRA beat LoRA on the few-shot tasks of GLUE?", _glue),
 }
