@@ -75,7 +75,9 @@ ARMS: dict[str, dict[str, Any]] = {
 left between it and GaLore is the projection."""
 LOW, HIGH = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 RATES = {arm: LOW if arm in ("AdamW", "LoRA", "low rank") else HIGH for arm in ARMS}
-"""Learning rates tried for each arm, the best of which should lie inside (`at_edge`)."""
+RATES |= dict.fromkeys(("Fira", "APOLLO"), (1e-3, 2e-3, 5e-3, 1e-2, 2e-2))
+"""Learning rates tried for each arm, the best of which should lie inside (`at_edge`). Updates of Fira and APOLLO are
+longer than GaLore's: one adds the residual, of the other the scale is 1."""
 
 
 ANSWERING: dict[str, dict[str, Any]] = {
