@@ -175,8 +175,13 @@ def _epsilon(task: str) -> Callable[[Size], Cells]:
 
 
 def _below(cells: Callable[[Size], Cells]) -> Callable[[Size], Cells]:
-    """Those of the compressed form, with the small epsilon."""
-    return lambda size: tuple(replace(cell, eps=BELOW) for cell in cells(size) if cell.method == "compressed")
+    """Those of the compressed form on the encoder, with the small epsilon."""
+
+    def found(size: Size) -> Cells:
+        kind = (_encoder(size).model, "compressed")
+        return tuple(replace(cell, eps=BELOW) for cell in cells(size) if (cell.model, cell.method) == kind)
+
+    return found
 
 
 def _smollm2(size: Size) -> Cells:
