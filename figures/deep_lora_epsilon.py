@@ -29,12 +29,8 @@ LINES = (":", "-")
 SLOW = 3e-3  # a third of the rate that is best
 
 
-@dataclass(frozen=True)
 class Spec(Recorded):
     """python -m lm_experiments rates, epsilon, rank, epsilon-rank, fewshot and epsilon-fewshot make the records."""
-
-    seeds: int = 3
-    """Runs of each kind."""
 
 
 @dataclass(frozen=True, eq=False)
