@@ -140,7 +140,7 @@ def test_a_rate_is_tried_on_both_sides_of_the_papers():
     """Zhao et al.: 1e-2 with scale 0.25 for GaLore, Fira and APOLLO; AdamW from 5e-4 to 1e-3 and above."""
     for arm, rates in RATES.items():
         usual = 1e-3 if arm in ("AdamW", "LoRA", "low rank") else 1e-2
-        beyond = 1 if arm in ("Fira", "APOLLO") else 4  # whose updates are the longer: their best lies below the papers'
+        beyond = 1 if arm in ("Fira", "APOLLO") else 4  # their updates are longer
         assert min(rates) < usual < max(rates) / beyond
 
 
