@@ -18,7 +18,7 @@ from figures.claims import Claim
 from figures.deep_lora_fewshot import COLOURS, DEEP, LABELS, LORA, METHODS
 from figures.recorded import Recorded
 from lm_experiments import records
-from lm_experiments.comparison import scores
+from lm_experiments.comparison import fitted, scores
 from lm_experiments.experiments import EXPERIMENTS, GRIDS
 from lm_experiments.records import Record
 from lm_experiments.registry import recorded
@@ -75,10 +75,9 @@ def _tuning(
     tried = GRIDS[METHODS[DEEP]]
     kinds = zip((*METHODS, METHODS[DEEP]), (lora, deep, tried[min(tried.index(deep) + 1, len(tried) - 1)]), strict=True)
     cells = [cell for cell in EXPERIMENTS["rates"].cells(spec.size) if cell.model == found[0].spec.model]
-    runs = [[records.read(c) for c in cells if (c.method, c.lr) == kind] for kind in kinds]
-    rows = [[run for run in kind if run is not None] for kind in runs]
+    rows = [[run for c in cells if (c.method, c.lr) == kind and (run := records.read(c))] for kind in kinds]
     accuracy = [[np.mean([run.score(run.spec.metric, step) for run in row]) for step in steps] for row in rows]
-    return np.array(accuracy), np.array([np.mean([run.found["losses"][-WINDOW:] for run in row]) for row in rows])
+    return np.array(accuracy), np.array([fitted(row, WINDOW) for row in rows])
 
 
 def check(data: Data) -> list[Claim]:

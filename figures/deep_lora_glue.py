@@ -19,10 +19,8 @@ from figures import style
 from figures.claims import Claim
 from figures.deep_lora_fewshot import COLOURS, DEEP, LABELS, LORA, METHODS
 from figures.recorded import Recorded
-from lm_experiments.comparison import interval, scores
-from lm_experiments.records import Record
+from lm_experiments.comparison import fitted, interval, scores
 from lm_experiments.registry import recorded
-from lm_experiments.runs import FineTune
 from lm_experiments.tasks.text import TASKS
 from sims.sweep import Sweep, in_process
 
@@ -75,12 +73,8 @@ def data(spec: Spec, sweep: Sweep = in_process) -> Data:
         tasks,
         np.array([[scores(runs, "task")[(task,)] for task in tasks] for runs in kinds]),
         np.array([first[(task,)].mean() for task in tasks]),
-        np.array([[_fitted(runs, task) for task in tasks] for runs in kinds]),
+        np.array([[fitted([run for run in runs if run.spec.task == task], LAST) for task in tasks] for runs in kinds]),
     )
-
-
-def _fitted(runs: list[Record[FineTune]], task: str) -> float:
-    return float(np.mean([run.found["losses"][-LAST:] for run in runs if run.spec.task == task]))
 
 
 def check(data: Data) -> list[Claim]:

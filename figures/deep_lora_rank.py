@@ -16,10 +16,8 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.claims import Claim
 from figures.recorded import Recorded
-from lm_experiments.comparison import scores
-from lm_experiments.records import Record
+from lm_experiments.comparison import fitted, scores
 from lm_experiments.registry import recorded
-from lm_experiments.runs import FineTune
 from sims.sweep import Sweep, in_process
 
 LORA, DEEP, SCALED = range(3)
@@ -56,13 +54,9 @@ def data(spec: Spec, sweep: Sweep = in_process) -> Data:
         spec,
         ranks,
         np.array([[scores(kind, "rank")[(rank,)] for rank in ranks] for kind in kinds]),
-        np.array([[_loss(kind, rank) for rank in ranks] for kind in kinds]),
+        np.array([[fitted([run for run in kind if run.spec.rank == rank], LAST) for rank in ranks] for kind in kinds]),
         found[0].spec.examples,
     )
-
-
-def _loss(records: list[Record[FineTune]], rank: int) -> float:
-    return float(np.mean([record.found["losses"][-LAST:] for record in records if record.spec.rank == rank]))
 
 
 def check(data: Data) -> list[Claim]:

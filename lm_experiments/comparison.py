@@ -40,6 +40,11 @@ def scores(
     return {key: np.array(values) for key, values in found.items()}
 
 
+def fitted(records: Sequence[Record[Any]], last: int) -> float:
+    """The training loss, mean over runs and the last steps of each."""
+    return float(np.mean([record.found["losses"][-last:] for record in records]))
+
+
 def interval(values: Float64[np.ndarray, " seeds"]) -> Interval:
     """The mean of independent values and Student's 95 % interval: mean +- t s / n^1/2. Two values at least."""
     if len(values) < 2:

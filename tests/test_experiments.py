@@ -25,7 +25,7 @@ from lm_experiments import __main__ as command
 from lm_experiments import assets, experiments, records, run_folder
 from lm_experiments import finetune as finetune_module
 from lm_experiments.__main__ import main
-from lm_experiments.comparison import interval, scores
+from lm_experiments.comparison import fitted, interval, scores
 from lm_experiments.experiments import BELOW, EXPERIMENTS, GRIDS, MINILM, TUNING, Experiment, chosen, grid
 from lm_experiments.finetune import Diverged
 from lm_experiments.options import Finetuning
@@ -331,6 +331,13 @@ records.write(FineTune(**{what.described()!r}), {{"losses": [0.12345] * 15_000}}
 
 
 # ---- comparison
+
+
+def test_what_is_fitted_is_the_loss_over_runs_and_their_last_steps():
+    losses = [[9.0, 9.0, 1.0, 2.0], [9.0, 9.0, 3.0, 6.0]]
+    runs = [records.Record(FineTune(seed=seed), {"losses": its}, {}) for seed, its in enumerate(losses)]
+    assert fitted(runs, 2) == 3.0
+    assert fitted(runs[:1], 1) == 2.0
 
 
 def test_scores_are_grouped_by_field_and_intervals_are_students():
