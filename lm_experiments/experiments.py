@@ -75,6 +75,11 @@ def grid(base: FineTune, seeds: int, **choices: tuple[Any, ...]) -> Cells:
     return tuple(replace(cell, seed=seed) for seed in range(seeds) for cell in cells)
 
 
+def command(name: str, size: Size) -> str:
+    """What makes an experiment's runs."""
+    return f"python -m lm_experiments {name}" + (" --size full" if size == "full" else "")
+
+
 def _encoder(size: Size) -> FineTune:
     return MINILM if size == "small" else BERT
 
@@ -111,16 +116,14 @@ def chosen(cell: FineTune, read: Callable[[FineTune], records.Record[FineTune] |
     """
     method = "compressed" if cell.method == "random" else cell.method
     task = "stsb" if cell.task == "stsb" else "sst2"
-    bases = [base for size in get_args(Size) for base, _ in _tuned_on(size)]
-    base = next(b for b in bases if (b.model, b.task) == (cell.model, task))
+    bases = [(base, size) for size in get_args(Size) for base, _ in _tuned_on(size)]
+    base, size = next((b, size) for b, size in bases if (b.model, b.task) == (cell.model, task))
     totals = dict.fromkeys(GRIDS[method], 0.0)
     for tried in _tries(replace(base, eps=cell.eps), method):
         record = read(tried)
         if record is None:
             first = "rates" if cell.eps == base.eps else {"stsb": "epsilon", "sst2": "epsilon-classes"}[task]
-            raise ValueError(
-                f"no record of lr = {tried.lr:g} for {method}, {task}: python -m lm_experiments {first} first"
-            )
+            raise ValueError(f"no record of lr = {tried.lr:g} for {method}, {task}: {command(first, size)} first")
         totals[tried.lr] += record.score(TASKS[task].metric)
     return replace(cell, lr=max(totals, key=totals.__getitem__))
 

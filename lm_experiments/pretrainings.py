@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from lm_experiments import records
-from lm_experiments.experiments import Experiment, Size
+from lm_experiments.experiments import Experiment, Size, command
 from lm_experiments.runs import Pretrain
 
 Cells = tuple[Pretrain, ...]
@@ -122,7 +122,7 @@ class Comparison:
         """The rate of the least perplexity tried. Raises ValueError if those runs are not there yet."""
         tries = {tried.lr: read(tried) for tried in self.tries(size, arm)}
         if missing := [lr for lr, record in tries.items() if record is None]:
-            raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: python -m lm_experiments {self.name} first")
+            raise ValueError(f"no record of lr = {missing[0]:g} for {arm}: {command(self.name, size)} first")
         return min(tries, key=lambda lr: tries[lr].score(Pretrain.metric))  # type: ignore[union-attr]
 
     def at_edge(self, size: Size, read: Read = records.read) -> tuple[str, ...]:

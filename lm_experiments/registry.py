@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_experiments import experiments, pretrainings, records
-from lm_experiments.experiments import EXPERIMENTS, Experiment, Size
+from lm_experiments.experiments import EXPERIMENTS, Experiment, Size, command
 from lm_experiments.pretrainings import PRETRAININGS
 
 NAMED: ChainMap[str, Experiment] = ChainMap(PRETRAININGS, EXPERIMENTS)
@@ -34,6 +34,6 @@ def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS)
     cells = [cell for cell in NAMED[name].cells(size) if cell.seed < seeds]
     found = [read(cell) for cell in rated(name, cells, read)]
     if missing := found.count(None):
-        call = f"python -m lm_experiments {name}" + (" --size full, on a GPU" if size == "full" else "")
+        call = command(name, size) + (", on a GPU" if size == "full" else "")
         raise ValueError(f"{missing} of {len(found)} runs of {name!r} have no record yet: {call} (see README)")
     return [record for record in found if record is not None]

@@ -54,7 +54,7 @@ class FineTune:
     head_lr: float = 1e-3
     """The same for every method, so that methods differ in the adapter alone."""
     eps: float = 1e-6
-    """Adam's epsilon; the paper's. The first gradients of Deep LoRA's cores are far smaller: 1e-12 to 1e-6."""
+    """Adam's epsilon; 1e-6 is the paper's. The first gradients of Deep LoRA's cores are far smaller: 1e-12 to 1e-6."""
     decay: float = 1.0
     """Learning rate at the last step over that at the first, linear between; 1 keeps it constant."""
     steps: int = 200

@@ -598,6 +598,8 @@ def test_without_rates_an_experiment_says_what_to_run_first(capsys, tmp_path):
     said = screen(capsys, "forms", "--results", tmp_path, "--runs", tmp_path / "runs")
     assert said == "no record of lr = 0.0003 for compressed, stsb: python -m lm_experiments rates first"
     assert not (tmp_path / "runs").exists()
+    said = screen(capsys, "epsilon-glue", "--size", "full", "--results", tmp_path)
+    assert said.endswith("for compressed, sst2: python -m lm_experiments epsilon-classes --size full first")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

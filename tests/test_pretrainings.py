@@ -158,6 +158,8 @@ def test_a_missing_rate_is_named_with_the_command_that_finds_it(tmp_path, name, 
         main([name, "--results", str(tmp_path)])
     command = f"python -m lm_experiments {among(name).name} first"
     assert str(stopped.value) == f"no record of lr = {lr:g} for AdamW: {command}"
+    with pytest.raises(SystemExit, match=f"{among(name).name} --size full first$"):
+        main([name, "--size", "full", "--results", str(tmp_path)])
 
 
 @sizes
