@@ -417,7 +417,10 @@ def test_answers_that_are_not_finite_are_never_scored(folder, tmp_path, monkeypa
 
 @pytest.mark.parametrize("method", ["lora", "compressed", "wide", "galore"])
 def test_watched_spectra_and_angles_are_those_of_the_weights(folder, tmp_path, monkeypatch, method):
-    """The updates are differences of merged weights; angles come from SciPy, on their exact singular vectors."""
+    """The updates are differences of merged weights; angles come from SciPy, on their exact singular vectors.
+
+    Where the next singular value is all but as large, which directions lead is rounding, and the smallest cosine, too.
+    """
     what, kept, honest = spec(folder, method=method, watch=True, every=4, rank=2), {}, Watch.__call__
 
     def watching(self, step, model):
@@ -433,15 +436,19 @@ def test_watched_spectra_and_angles_are_those_of_the_weights(folder, tmp_path, m
     for name, update in kept[7].items():
         exact = merged.get_submodule(name).weight - start.get_submodule(name).weight
         torch.testing.assert_close(update, exact.detach(), atol=1e-5, rtol=1e-3)
-        values = torch.linalg.svdvals(update).tolist()
-        np.testing.assert_allclose(found["spectra"][name], values, atol=1e-5)
-        assert (np.array(values[directions:]) < 1e-4).all() or method == "wide"
+        exact_values = torch.linalg.svdvals(update).tolist()
+        np.testing.assert_allclose(found["spectra"][name], exact_values, atol=1e-5)
+        assert (np.array(exact_values[directions:]) < 1e-4).all() or method == "wide"
     assert list(found["cosines"]) == ["4", "7"]
     early, last = (
         [torch.linalg.svd(update).U[:, :directions].numpy() for update in kept[step].values()] for step in (4, 7)
     )
     angles = np.cos([subspace_angles(one, other) for one, other in zip(early, last, strict=True)])
-    np.testing.assert_allclose(found["cosines"]["4"]["smallest"], angles.min(1), atol=0.05)
+    values = torch.stack([torch.stack([torch.linalg.svdvals(u)[:9] for u in kept[k].values()]) for k in (4, 7)])
+    determined = (values[..., directions] < (1 - 1e-3) * values[..., directions - 1]).all(0).numpy()
+    assert determined.sum() >= (6 if method == "wide" else len(determined))
+    smallest = np.array(found["cosines"]["4"]["smallest"])
+    np.testing.assert_allclose(smallest[determined], angles.min(1)[determined], atol=0.01)
     np.testing.assert_allclose(found["cosines"]["4"]["largest"], angles.max(1), atol=1e-3)
     np.testing.assert_allclose(found["cosines"]["7"]["smallest"], 1, atol=1e-5)
 
