@@ -1,0 +1,169 @@
+"""Gradients of a language model are of low rank from the start, less so later; what turns their subspaces is noise.
+
+A 3 M parameter LLaMA on bytes, trained by AdamW, GaLore and Fira, r = 64 of 256; every target's gradient of the next
+batch, each 50 steps. Zhao et al. 2024 (GaLore, arXiv 2403.03507) say that gradients become of low rank while training:
+their stable rank begins near 1, and grows. That their subspace changes slowly holds from the middle on, and is hidden
+by noise: bases 50 steps apart share three quarters, more than by chance (r / 256), and no less than bases of two
+batches at the same weights, apart from the first steps.
+
+(d) is what Fira rests on (Chen et al. 2024, arXiv 2410.01623): that Adam scales a column of the projected gradient as
+it would scale the whole one's. Factors are positive, and their cosine is near 1 for whatever varies little; that their
+ranks agree, too, says that it is the same columns that are scaled more. The paper has cosines of .90 to .93 over
+columns and .98 to .99 over layers, and ranks' correlations of .83 to .94 and .95 to 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.figure import Figure
+
+from figures import style
+from figures.claims import Claim
+from figures.recorded import Recorded
+from lm_experiments.llama import SIZES
+from lm_experiments.records import Record
+from lm_experiments.registry import recorded
+from lm_experiments.runs import Pretrain
+from sims.sweep import Sweep, in_process
+
+OPTIMIZERS = ("adamw", "galore", "fira")
+LABELS = ("AdamW", "GaLore", "Fira")
+COLOURS = (style.BLUE, style.ORANGE, style.GREEN)
+SHADES = (style.BLUE, style.SKY, style.GREEN, style.BLACK, style.ORANGE, style.RED, style.PURPLE)
+"""Of kinds of layers, in the order of a block."""
+MEASURES = ("cosine", "spearman")
+COSINE, SPEARMAN = range(2)
+
+
+@dataclass(frozen=True)
+class Spec(Recorded):
+    """python -m lm_experiments pretrain-rates, and optimizers, make the records."""
+
+    FULL: ClassVar = 3
+    seeds: int = 2
+    """Runs of each optimizer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """By optimizer: AdamW, GaLore, Fira."""
+
+    spec: Spec
+    steps: tuple[int, ...]
+    """After which gradients were watched."""
+    kinds: tuple[str, ...]
+    """Of the layers: q_proj, ..."""
+    chance: float
+    """Overlap of two subspaces at random."""
+    stable: Float64[np.ndarray, "three seeds steps layers"]
+    leading: Float64[np.ndarray, "three seeds steps layers"]
+    """Share of the energy in the r leading directions."""
+    overlap: Float64[np.ndarray, "three seeds later layers"]
+    """Of the r leading directions with those of the evaluation before; this and all below from the second one on."""
+    held: Float64[np.ndarray, "three seeds later layers"]
+    """Share of the energy in the leading directions of the evaluation before."""
+    overlap_now: Float64[np.ndarray, "three seeds later layers"]
+    """As overlap, with those of another batch at the same weights: what noise alone leaves."""
+    held_now: Float64[np.ndarray, "three seeds later layers"]
+    """As held, the same."""
+    columns: Float64[np.ndarray, "two three seeds later layers"]
+    """Cosine and Spearman's correlation of factors, low-rank Adam's with Adam's, over the columns of a layer."""
+    matrices: Float64[np.ndarray, "two three seeds later"]
+    """The same over layers, of one factor each."""
+
+
+def data(spec: Spec, sweep: Sweep = in_process) -> Data:
+    """Read the committed records; ValueError, with the command that makes them, if some are missing."""
+    found = [record for record in recorded("optimizers", spec.size, spec.seeds) if record.spec.watch]
+    runs = [[record for record in found if record.spec.optimizer == name] for name in OPTIMIZERS]
+    first = found[0]
+    return Data(
+        spec,
+        first.spec.evaluations,
+        tuple(name.rpartition(".")[2] for name in first.found["gradients"]["layers"]),
+        first.spec.rank / SIZES[first.spec.model].hidden,
+        *(_read(runs, name, 0) for name in ("stable", "leading")),
+        *(_read(runs, name, 1) for name in ("overlap", "held", "overlap_now", "held_now")),
+        np.array([_read(runs, name, 1) for name in MEASURES]),
+        np.array([_read(runs, f"{name}_of_layers", 1) for name in MEASURES]),
+    )
+
+
+def _read(
+    runs: list[list[Record[Pretrain]]], name: str, first: int
+) -> Float64[np.ndarray, "three seeds steps *layers"]:
+    """A quantity at all evaluations from that one on."""
+    return np.array([[[at[name] for at in run.found["gradients"]["at"][first:]] for run in rows] for rows in runs])
+
+
+def check(data: Data) -> list[Claim]:
+    """Means over layers and seeds; the least, or most, of all optimizers and evaluations."""
+    if data.spec.size == "full":
+        return _papers(data)
+    stable, leading, overlap, held, overlap_now, held_now = (
+        values.mean(axis=(1, 3))
+        for values in (data.stable, data.leading, data.overlap, data.held, data.overlap_now, data.held_now)
+    )
+    columns, matrices = data.columns.mean(axis=(2, 4)), data.matrices.mean(axis=2)
+    late = slice(len(data.steps) // 2, None)
+    turned, lost = (overlap_now - overlap)[:, late], (held_now - held)[:, late]
+    return [
+        Claim("stable rank before the first step", stable[:, 0].max(), at_least=1, at_most=1.5),
+        Claim("stable rank, last over first, least", (stable[:, -1] / stable[:, 0]).min(), at_least=2),
+        Claim("energy of the leading directions, least", leading.min(), at_least=0.94),
+        Claim("overlap with the subspace before, over chance, least", overlap.min() / data.chance, at_least=1.2),
+        Claim("the same in the second half, least", overlap[:, late].min() / data.chance, at_least=2.5),
+        Claim("overlap lost by training in the first steps, least", (overlap_now - overlap)[:, 0].min(), at_least=0.1),
+        Claim("the same in the second half, most", turned.max(), at_most=0.05),
+        Claim("energy in the subspace before, second half, least", held[:, late].min(), at_least=0.75),
+        Claim("what of it training takes there, most", lost.max(), at_most=0.03),
+        Claim("factors of columns, cosine, least", columns[COSINE].min(), at_least=0.95),
+        Claim("factors of columns, Spearman's correlation, least", columns[SPEARMAN].min(), at_least=0.8),
+        Claim("factors of layers, cosine, least", matrices[COSINE].min(), at_least=0.98),
+        Claim("factors of layers, Spearman's correlation, least", matrices[SPEARMAN].min(), at_least=0.9),
+    ]
+
+
+def _papers(data: Data) -> list[Claim]:
+    """What GaLore's and Fira's authors say of 60 M parameters."""
+    stable, columns = data.stable.mean(axis=(1, 3)), data.columns[COSINE].mean(axis=(1, 3))
+    return [
+        Claim("stable rank, last over first, most (GaLore: it falls)", (stable[:, -1] / stable[:, 0]).max(), at_most=1),
+        Claim(
+            "overlap with the subspace before, least (GaLore: it turns slowly)",
+            data.overlap.mean(axis=(1, 3)).min(),
+            at_least=0.5,
+        ),
+        Claim("factors of columns, cosine, least (Fira: alike)", columns.min(), at_least=0.9),
+    ]
+
+
+def draw(data: Data) -> Figure:
+    """(a) means over optimizers, seeds and layers of a kind; all else over seeds and layers."""
+    figure, axes = style.panels(2, 2, height=2.3)
+    later = data.steps[1:]
+    for kind, colour in zip(dict.fromkeys(data.kinds), SHADES, strict=True):
+        those = np.array(data.kinds) == kind
+        label = kind.removesuffix("_proj")
+        axes[0].plot(data.steps, data.stable[..., those].mean(axis=(0, 1, 3)), "o-", color=colour, label=label)
+    pairs = ((data.held, data.held_now), (data.overlap, data.overlap_now), data.columns[[SPEARMAN, COSINE]])
+    for axis, (one, other) in zip(axes[1:], pairs, strict=True):
+        for name, colour, solid, dashed in zip(LABELS, COLOURS, one, other, strict=True):
+            axis.plot(later, solid.mean(axis=(0, 2)), "o-", color=colour, label=name if axis is axes[1] else None)
+            axis.plot(later, dashed.mean(axis=(0, 2)), "--", color=colour)
+    axes[2].axhline(data.chance, color=style.BLACK, ls=":", lw=1, label="chance")
+    for axis, solid, dashed in ((axes[2], "50 steps before", "another batch"), (axes[3], "Spearman's", "cosine")):
+        axis.plot([], [], "o-", color=style.BLACK, label=solid)
+        axis.plot([], [], "--", color=style.BLACK, label=dashed)
+    axes[0].set(xlabel="step", ylabel="stable rank", ylim=(1, None))
+    axes[1].set(xlabel="step", ylabel="share of the energy")
+    axes[2].set(xlabel="step", ylabel="overlap", ylim=(0, 1.02))
+    axes[3].set(xlabel="step", ylabel="Adam's, low-rank Adam's", ylim=(None, 1.01))
+    for axis in axes:
+        axis.legend(ncols=2)
+    style.title(
+        axes, "rank of gradients", "in an older subspace", "overlap with an older subspace", "factors of columns"
+    )
+    return figure

@@ -1,0 +1,57 @@
+"""Figures of pre-training at the papers' sizes, from made-up records: nobody has run them here."""
+
+from dataclasses import replace
+from importlib import import_module
+from math import log
+
+import pytest
+
+from figures.claims import hold
+from lm_experiments import records
+from lm_experiments.pretrainings import SCRATCH
+from lm_experiments.runs import Pretrain
+
+FIGURES = ("pretraining", "real_gradients")
+WORSE = {"low rank": 0.8, "LoRA": 0.03, "GaLore": 0.02, "Fira": -0.1, "APOLLO": -0.08}
+"""By how much a perplexity is above full AdamW's, as the papers have it."""
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def perplexity(spec: Pretrain, step: int, sign: float) -> float:
+    """Least at the middle one of the rates tried."""
+    arm = SCRATCH.arm("full", replace(spec, steps=SCRATCH.runs["full"].steps))
+    off = log(spec.lr / SCRATCH.rates[arm][2]) ** 2
+    above = WORSE.get(arm, 0.0) if sign > 0 else 0.1 * (arm != "AdamW")
+    return (30 + spec.seed % 3) * (1 + above) * (1 + off) * (2 - step / spec.steps)
+
+
+def gradients(step: int, last: int, sign: float) -> dict[str, object]:
+    alike = 0.95 if sign > 0 else 0.3
+    names = ("leading", "overlap", "held", "overlap_now", "held_now", "cosine", "spearman")
+    layers = {name: [alike] * len(KINDS) for name in names} | {"stable": [5 - sign * 2 * step / last] * len(KINDS)}
+    return {"step": step, **layers, "cosine_of_layers": alike, "spearman_of_layers": alike}
+
+
+def made_up(spec: Pretrain, sign: float) -> records.Record[Pretrain]:
+    found = {
+        "scores": [{"step": step, "perplexity": perplexity(spec, step, sign)} for step in spec.evaluations],
+        "optimizer_bytes": (100 if (spec.optimizer == "adamw") == (sign > 0) else 50) * 2**20,
+        "seconds": 60.0,
+    }
+    if spec.watch:
+        at = [gradients(step, spec.steps, sign) for step in spec.evaluations]
+        found["gradients"] = {"layers": [f"model.layers.0.{kind}_proj" for kind in KINDS], "at": at}
+    return records.Record(spec, found, {})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_papers_claims_are_checked_and_what_refutes_them_is_refused(name, monkeypatch):
+    figure = import_module(f"figures.{name}")
+    monkeypatch.setattr(records, "read", lambda spec, *_: made_up(spec, 1.0))
+    data = figure.data(figure.Spec().full())
+    hold(figure.check(data))
+    assert data.spec.size == "full"
+    assert figure.draw(data).axes
+    monkeypatch.setattr(records, "read", lambda spec, *_: made_up(spec, -1.0))
+    claims = figure.check(figure.data(figure.Spec().full()))
+    assert not any(claim.holds for claim in claims)
