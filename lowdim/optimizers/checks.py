@@ -57,7 +57,8 @@ def check(group: Mapping[str, Any]) -> None:
         value = group.get(name, 0.0)
         if name == "lr" and value is None and group.get("relative_step"):
             continue
-        if not isinstance(value, Real | Tensor) or not 0 <= value < math.inf:
+        number = isinstance(value, Real | Tensor)
+        if not number or not 0 <= value < math.inf:
             raise ValueError(f"{name} = {value!r}: take a finite number >= 0")
     if "decay_rate" in group:
         _check_adafactor(group)
