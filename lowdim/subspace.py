@@ -67,11 +67,17 @@ def _randomized(work: Tensor, rank: int, passes: int, generator: torch.Generator
 def _warm(work: Tensor, basis: Tensor, passes: int) -> Tensor:
     """One QR a pass, on the short side, costs what lies below sigma_1 times the root of the machine precision."""
     for _ in range(passes):
-        basis, scales = torch.linalg.qr(work @ (work.mT @ basis))
+        basis, scales = torch.linalg.qr(work @ _near_one(work.mT @ basis))
         basis = basis * torch.where(
             scales.diagonal() < 0, -1, 1
         )  # work work^T is positive: directions keep their signs
     return basis.contiguous()
+
+
+def _near_one(matrix: Tensor) -> Tensor:
+    """Divided by a power of two, which rounds nothing: float32 has no square of 1e20, nor of 1e-23."""
+    _, exponent = torch.frexp(matrix.abs().amax())
+    return torch.ldexp(matrix, -exponent.clamp(-126, 126))
 
 
 def _computable(matrix: Tensor) -> Tensor:

@@ -60,7 +60,9 @@ class Reference:
         if self.rule == "galore":
             return inside
         if self.rule == "frugal":
-            return inside + self.sign_scale * np.sign(g - self.basis @ core)
+            rest = g - self.basis @ core
+            rest[:, np.linalg.norm(rest, axis=0) < 1e-13 * np.linalg.norm(g, axis=0)] = 0  # rounding has no sign
+            return inside + self.sign_scale * np.sign(rest)
         axis = None if self.rule == "apollo-mini" else 0
         factors = np.linalg.norm(plain, axis=axis) / (np.linalg.norm(core, axis=axis) + 1e-8)
         if self.rule == "fira-paper":

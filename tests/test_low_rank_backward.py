@@ -295,6 +295,42 @@ def test_layerwise_twice_or_without_batches_is_refused():
         layerwise(optimizer)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("window", [1, 2])
+def test_more_micro_batches_than_were_said_are_refused(window, backward):
+    """galore-torch makes a step for each of them, in silence."""
+    model, optimizer = made("adamw")
+    changed = galore_backward(model, optimizer) if backward else None
+    with layerwise(optimizer, accumulate=window):
+        train(model, optimizer, 0, 2, window)
+        for seed in range(window):
+            model(batch(seed)).square().sum().backward()
+        with pytest.raises(
+            ValueError, match=rf"has had its layer-wise .*: call step\(\) after {window} backward passes"
+        ):
+            model(batch(9)).square().sum().backward()
+        optimizer.zero_grad()  # begins a step anew, as one that is skipped
+        train(model, optimizer, 5, 2, window)
+    assert (changed is not None) == backward
+
+
+def test_a_layerwise_step_without_any_gradient_is_refused():
+    model, optimizer = made("adamw")
+    with layerwise(optimizer, accumulate=2):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"no parameter .* has a gradient \(the first is first.weight\)"):
+                optimizer.step()
+            train(model, optimizer, 0, 1, 1)  # one of two micro-batches is a step, too
+
+
+def test_hooks_taken_off_within_a_window_leave_no_count():
+    model, optimizer = made("adamw")
+    with layerwise(optimizer, accumulate=3):
+        model(batch(0)).square().sum().backward()
+    assert not any("parts" in state for state in optimizer.state.values())
+    assert "core" in optimizer.state[model.first.weight]  # `step` takes it
+
+
 # ---- layers that are more than y = x W^T + b
 
 

@@ -62,9 +62,8 @@ def test_every_rule_is_that_of_its_paper(shape, side, rule, convention, moments,
     steps, scale = (gap if moments == "keep" else 3 * gap), data.draw(st.floats(0.1, 1.0))
     weight, given = np.random.default_rng(seed).standard_normal(shape), gradients(shape, steps, seed)
     kind, options = RULES[rule]
-    sign_only = {"sign_scale": 0.3 if rank < min(shape) else 0.0}  # at full rank nothing is left for it
     reference = Reference(
-        weight, rank, gap, scale, side, rule, **sign_only, authors=convention == "authors", moments=moments
+        weight, rank, gap, scale, side, rule, sign_scale=0.3, authors=convention == "authors", moments=moments
     )
     for gradient in given:
         reference.update(gradient)
@@ -98,6 +97,30 @@ def test_apollo_scales_the_gradient_itself(rule, shape, rank, seed):
         optimizer.step()
     np.testing.assert_allclose(parameter.detach().numpy(), reference.weight, rtol=1e-7, atol=1e-9)
     assert set(optimizer.state[parameter]) == {"step", "drawn", "exp_avg", "exp_avg_sq", "limiter"}  # no basis
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("side", ["std", "reverse_std", "full"])
+@pytest.mark.parametrize("shape", [(70, 50), (50, 70)])
+def test_rounding_has_no_sign(shape, side, dtype):
+    """Of a few tokens' gradient the subspace holds all, and columns of nothing else than rounding are not descended."""
+    rng = np.random.default_rng(0)
+    whole = rng.standard_normal((shape[0], 12)) * np.geomspace(1, 0.1, 12) @ rng.standard_normal((12, shape[1]))
+    whole, moved = torch.from_numpy(whole).to(dtype), []
+    for scale in (1.0, 0.0):
+        parameter = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        group = {"params": [parameter], "rank": 20, "proj_type": side, "update_proj_gap": 2}
+        optimizer = Frugal([group], lr=0.1, refresh="exact", residual_scale=scale)
+        for share in (1.0, 0.5, 2.0):
+            parameter.grad = share * whole
+            optimizer.step()
+        moved.append(parameter.detach().clone())
+    assert torch.equal(*moved)
+    assert float(moved[0].abs().max()) > 0.01
+    parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before, optimizer.param_groups[0]["residual_scale"] = parameter.detach().clone(), 1.0
+    optimizer.step()
+    assert float(((parameter - before).abs() > 0.01).float().mean()) > 0.95  # of what is there all has one
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -589,6 +612,20 @@ def test_adafactor_decays_before_its_update_as_its_authors_do(convention):
         one.grad = gradient
         GaLoreAdafactor([one], weight_decay=decay, **options).step()
     torch.testing.assert_close(decayed, plain - 0.05 * parameter)
+
+
+def test_the_rate_of_adafactor_goes_on_where_its_moments_begin_again():
+    """Otherwise a warm-up begins again at every refresh, and never ends."""
+    parameter = layer(12, 8)
+    group = {"params": [parameter], "rank": 8, "update_proj_gap": 2, "scale": 1.0}
+    options = {"refresh": "exact", "moments": "reset", "warmup_init": True, "scale_parameter": False}
+    optimizer = GaLoreAdafactor([group], **options)
+    for step in range(6):
+        before = parameter.detach().clone()
+        parameter.grad = torch.ones(12, 8) + 0.1 * layer(12, 8, seed=1).detach()
+        optimizer.step()
+        found = float((before - parameter.detach()).norm())
+        assert found == pytest.approx(1e-6 * (step + 1) * 96**0.5, rel=0.2)  # clipped to a mean square of 1
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])

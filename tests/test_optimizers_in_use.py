@@ -494,7 +494,8 @@ def test_gaps_and_scales_may_be_changed_in_their_groups_and_ranks_may_not(layers
     changed.param_groups[0] |= {"scale": 0.25, "update_proj_gap": 2}
     if layers:
         layerwise(changed)
-        changed.step()
+        with pytest.raises(ValueError, match="has a gradient"):  # with what there is, a step looks at the groups
+            changed.step()
     changed.param_groups[0] |= {"lr": 0.1}
     for step in range(5):
         targets = layer(12, 8, seed=step).detach()
@@ -718,6 +719,13 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {"scale": 0.0}, {}, r"scale = 0.0 of block.weight: take a finite number > 0"),
         ("GaLoreAdamW", {"scale": float("nan")}, {}, r"scale = nan of block.weight"),
         ("FiraAdamW", {"alpha": -1.0}, {}, r"scale = -1.0 of block.weight"),
+        ("GaLoreAdamW", {"scale": "1"}, {}, r"scale = '1' of block.weight: take a finite number > 0"),
+        ("GaLoreAdamW", {}, {"lr": "1e-3"}, r"lr = '1e-3': take a finite number >= 0"),
+        ("GaLoreAdamW", {}, {"betas": None}, r"betas = None: take two numbers"),
+        (
+            "GaLoreAdamW", {"params": [("codes", torch.zeros(12, 8, dtype=torch.int8))]}, {},
+            r"codes is torch.int8: projected are float32, .* weights; leave it out of the groups that have a rank",
+        ),
         ("GaLoreAdamW", {"proj_type": "both"}, {}, r"proj_type = 'both' of block.weight: take one of std, reverse_std"),
         ("GaLoreAdamW", {"params": [("bias", layer(5))]}, {}, r"bias of shape \(5,\) has one side only: leave it out"),
         ("GaLoreAdamW", {"params": [("gain", layer())]}, {}, r"gain of shape \(\) has one side only"),

@@ -189,3 +189,13 @@ def test_basis_keeps_no_bigger_storage_alive(method):
 def test_angles_of_half_precision_bases_are_computed_in_single():
     basis = torch.eye(4, 2).bfloat16()
     assert principal_angles(basis, basis.flip(0)).tolist() == pytest.approx([np.pi / 2] * 2)
+
+
+@pytest.mark.parametrize("size", [2.0**-100, 2.0**-70, 2.0**70, 2.0**100])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_warm_starts_do_not_depend_on_the_size_of_the_matrix(size, side):
+    """Gradients of 1e21 and 1e-21 have no squares in float32; the basis is the same to the last bit."""
+    draws = torch.Generator().manual_seed(0)
+    matrix, start = torch.randn(9, 9, generator=draws), torch.randn(9, 3, generator=draws)
+    found = [leading_subspace(size * matrix, 3, side=side, method="warm", start=start) for size in (1.0, size)]
+    assert torch.equal(*found)

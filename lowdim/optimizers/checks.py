@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -14,6 +15,7 @@ from .states import Precision
 
 Pairs = list[tuple[Tensor, dict[str, Any]]]
 """Parameters with their groups."""
+PROJECTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CHOICES = {
     "refresh": get_args(Refresh),
     "moments": get_args(Moments),
@@ -31,12 +33,18 @@ def named(group: Mapping[str, Any], number: int) -> list[tuple[str, Tensor]]:
     return list(zip(names, group["params"], strict=True))
 
 
-def check_parameters(named_ones: Sequence[tuple[str, Tensor]]) -> None:
-    """Raise ValueError for complex parameters, whose squares are not what Adam means by them."""
+def check_parameters(named_ones: Sequence[tuple[str, Tensor]], *, projected: bool) -> None:
+    """Raise ValueError for complex parameters, whose squares are not what Adam means by them, and for projected ones
+    of a dtype in which nothing is computed."""
     for name, parameter in named_ones:
         if parameter.is_complex():
             raise ValueError(
                 f"{name} is complex ({parameter.dtype}): keep it as torch.view_as_real of it, in groups without a rank"
+            )
+        if projected and parameter.dtype not in PROJECTED:
+            raise ValueError(
+                f"{name} is {parameter.dtype}: projected are float32, float64, bfloat16 and float16 weights; leave it "
+                "out of the groups that have a rank"
             )
 
 
@@ -49,12 +57,14 @@ def check(group: Mapping[str, Any]) -> None:
         value = group.get(name, 0.0)
         if name == "lr" and value is None and group.get("relative_step"):
             continue
-        if value is None or not 0 <= value < math.inf:
-            raise ValueError(f"{name} = {value}: take a finite number >= 0")
+        number = isinstance(value, Real | Tensor)
+        if not number or not 0 <= value < math.inf:
+            raise ValueError(f"{name} = {value!r}: take a finite number >= 0")
     if "decay_rate" in group:
         _check_adafactor(group)
-    if "betas" in group and (len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"])):
-        raise ValueError(f"betas = {group['betas']}: take two numbers with 0 <= beta < 1")
+    betas = group.get("betas", (0.0, 0.0))
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas = {betas}: take two numbers with 0 <= beta < 1")
     eps = group.get("eps", 0.0)
     if not all(0 <= value < math.inf for value in (eps if isinstance(eps, tuple | list) else (eps,))):
         raise ValueError(f"eps = {group['eps']}: take a finite number >= 0")
@@ -97,15 +107,16 @@ def check_gradient(parameter: Tensor, groups: Sequence[Mapping[str, Any]], *, du
     if gradient is None:
         return
     if gradient.is_sparse:
-        raise ValueError(f"the gradient of {_name(parameter, groups)} is sparse: take nn.Embedding(sparse=False)")
+        raise ValueError(f"the gradient of {name_of(parameter, groups)} is sparse: take nn.Embedding(sparse=False)")
     if due and not finite(gradient):
         raise ValueError(
-            f"the gradient of {_name(parameter, groups)} is not finite, and its subspace is due to be found anew: skip "
-            "this step, or take a smaller lr. Nothing was changed"
+            f"the gradient of {name_of(parameter, groups)} is not finite, and its subspace is due to be found anew: "
+            "skip this step, or take a smaller lr. Nothing was changed"
         )
 
 
-def _name(parameter: Tensor, groups: Sequence[Mapping[str, Any]]) -> str:
+def name_of(parameter: Tensor, groups: Sequence[Mapping[str, Any]]) -> str:
+    """A parameter's, or its place."""
     everyone = (pair for number, group in enumerate(groups) for pair in named(group, number))
     return next(name for name, one in everyone if one is parameter)
 

@@ -134,7 +134,7 @@ class Adafactor:
         else:
             found = _mean(state, "exp_avg_sq", squares, beta2).rsqrt() * core
         found.div_((_rms(found) / group["clip_threshold"]).clamp(min=1))
-        rate = adafactor_rate(step, group, weight)
+        rate = adafactor_rate(int(state.get("step", 0)), group, weight)  # goes on where moments begin again
         if group["beta1"] is None:
             return Direction(found, rate, rate, decays_first=True)
         mean = moment(state, "exp_avg", core, group).mul_(group["beta1"]).add_(found, alpha=(1 - group["beta1"]) * rate)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .bases import begun
-from .checks import named
+from .checks import name_of, named, some
 from .pipeline import LowRank
 from .replicas import average, same
 
@@ -27,6 +27,8 @@ class Handles:
         """The optimizer's `step` makes the updates again."""
         for hook in self.hooks:
             hook.remove()
+        for state in self.optimizer.state.values():
+            state.pop("parts", None)
         self.optimizer.window = 0
 
     def __enter__(self) -> "Handles":
@@ -40,8 +42,9 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
     """Make the optimizer's updates in backward hooks from now on; `step()` stays in the loop and does nothing more.
 
     It is the same optimizer: one state_dict, one lr that any scheduler changes. accumulate: micro-batches a step, whose
-    losses are divided by it as usual; a subspace that is due is found from the first one. A norm over all gradients is
-    never there to be clipped, and gradients must be final when they arrive: no GradScaler.
+    losses are divided by it as usual; a subspace that is due is found from the first one. More of them without `step`
+    or `zero_grad` between are refused, and a `step` without any. A norm over all gradients is never there to be
+    clipped, and gradients must be final when they arrive: no GradScaler.
 
     Under torch.distributed every process has a replica, and each gradient, or its core, is averaged as it arrives, once
     a step; leave the model unwrapped. DistributedDataParallel would average what is used up by then: `step` says so.
@@ -54,7 +57,7 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
         )
     if optimizer.rows:
         raise ValueError("FSDP2 has divided these weights: their gradients are freed as they are reduced; use step()")
-    optimizer.window = accumulate
+    optimizer.window, optimizer.made = accumulate, set()
     same(parameter for group in optimizer.param_groups for parameter in group["params"])
     hooks = [
         parameter.register_post_accumulate_grad_hook(partial(_hooked, optimizer, number))
@@ -77,8 +80,16 @@ def _hooked(optimizer: LowRank, number: int, parameter: Tensor) -> None:
 
 @torch.no_grad()
 def arrived(optimizer: LowRank, number: int, parameter: Tensor) -> None:
-    """A micro-batch's gradient of a parameter of that group is there: in `grad`, or as an accumulated core."""
+    """A micro-batch's gradient of a parameter of that group is there: in `grad`, or as an accumulated core.
+
+    Raises ValueError if there have been `window` of them since the last `step`: galore-torch would train on.
+    """
     state, group = optimizer.state[parameter], optimizer.param_groups[number]
+    if parameter in optimizer.made:
+        raise ValueError(
+            f"{name_of(parameter, optimizer.param_groups)} has had its layer-wise update of this step: call step() "
+            f"after {optimizer.window} backward passes, or give layerwise() as many as there are, accumulate=..."
+        )
     parts = int(state.get("parts", 0)) + 1
     if parameter.grad is not None and parameter in optimizer.plans and not optimizer.rule.needs_gradient:
         find = optimizer.due(parameter) and (parts == 1 or not begun(state))
@@ -100,14 +111,20 @@ def _finish(optimizer: LowRank, group: dict[str, Any], parameter: Tensor) -> Non
     if optimizer.given(parameter):
         optimizer.update(parameter, group)
     parameter.grad = None
+    optimizer.made.add(parameter)
 
 
 @torch.no_grad()
 def ended(optimizer: LowRank, *_: object) -> None:
     """After `step`: parameters that took no part in some micro-batch (a mixture's experts) have their update, too.
 
-    Raises ValueError for a gradient that no hook has seen.
+    Raises ValueError for a gradient that no hook has seen, or if there has been none at all.
     """
+    if not optimizer.made and not any("parts" in state or "core" in state for state in optimizer.state.values()):
+        some(
+            [(p, group) for group in optimizer.param_groups for p in group["params"] if p.grad is not None],
+            optimizer.param_groups,
+        )
     for number, group in enumerate(optimizer.param_groups):
         for name, parameter in named(group, number):
             if "parts" in optimizer.state.get(parameter, {}):
@@ -117,3 +134,4 @@ def ended(optimizer: LowRank, *_: object) -> None:
                     f"{name} has a gradient that came after its layer-wise update: leave the model without "
                     "DistributedDataParallel, and call layerwise() after add_param_group() and requires_grad_()"
                 )
+    optimizer.made = set()

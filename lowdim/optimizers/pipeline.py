@@ -38,6 +38,7 @@ class LowRank(Optimizer):
     apart: Collection[Tensor] = ()
     """Parameters whose gradients and cores nobody else averages over processes; `met` once that is done for a step."""
     met = False
+    made: set[Tensor]  # which layer-wise updates have moved since the last `step` or `zero_grad`
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self.plans: dict[Tensor, Plan] = {}
@@ -51,7 +52,7 @@ class LowRank(Optimizer):
         group, number = self.param_groups[-1], len(self.param_groups) - 1
         try:
             check(group)
-            check_parameters(named(group, number))
+            check_parameters(named(group, number), projected="rank" in group)
             self._replan(number)
         except ValueError:
             self.param_groups.pop()
@@ -65,10 +66,8 @@ class LowRank(Optimizer):
         finite where it is due to be decomposed.
         """
         check_unscaled(self)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         self._notice()
         if self.window:  # all is done already
             return loss
@@ -165,7 +164,7 @@ class LowRank(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; accumulated cores go, too."""
         super().zero_grad(set_to_none)
-        self.met = False
+        self.met, self.made = False, set()
         for state in self.state.values():
             state.pop("core", None)
             state.pop("parts", None)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -46,8 +46,8 @@ class Plan:
             )
         if not isinstance(self.gap, Integral) or self.gap < 1 or not 0 <= self.offset < self.gap:
             raise ValueError(f"update_proj_gap = {self.gap} of {self.name}: take 1 or more whole steps")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale = {self.scale} of {self.name}: take a finite number > 0")
+        if not isinstance(self.scale, Real | Tensor) or not 0 < self.scale < math.inf:
+            raise ValueError(f"scale = {self.scale!r} of {self.name}: take a finite number > 0")
 
     @cached_property
     def modes(self) -> tuple[int, ...]:

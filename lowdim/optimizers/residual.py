@@ -31,6 +31,7 @@ from .states import State
 
 GROWTH = 1.01  # gamma, the most by which the residual's norm may grow in a step
 TINY = 1e-8  # beside norms that may be zero
+ROUNDING = 32  # units of it, at most 16 seen: the share of |G_j| below which |S_j| is nothing else
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,18 @@ class Signed:
     needs_gradient, by_column, orthonormal = True, False, True
 
     def __call__(self, seen: Seen, group: Mapping[str, Any]) -> None:
-        """W <- W - rate (alpha P N + s sign S); at full rank S is rounding, and left out."""
-        if all(seen.plan.ranks[mode] == seen.plan.shape[mode] for mode in seen.plan.modes):
-            descend(seen, seen.direction.core, seen.rate * seen.plan.scale)
-            return
-        signs = (seen.gradient - back(seen.core.to(seen.gradient.dtype), seen.bases)).sign_()
+        """W <- W - rate (alpha P N + s sign S).
+
+        Columns of S that are rounding alone, as at full rank or of gradients of lower rank, have no sign.
+        """
+        mode = seen.plan.modes[0] if len(seen.plan.modes) == 1 else None
+        gradient = seen.gradient.to(seen.weight.dtype)
+        rest = gradient - back(seen.core, seen.bases)
+        least = max(ROUNDING * torch.finfo(rest.dtype).eps, torch.finfo(seen.gradient.dtype).eps)
+        left, whole = (seen.norm(values, mode, divided=True) for values in (rest, gradient))
+        signs = rest.sign_().mul_(left > least * whole)
         descend(seen, seen.direction.core, seen.rate * seen.plan.scale)
-        rate = seen.direction.lr * seen.kept * group["residual_scale"]
-        seen.weight.sub_(signs.to(seen.weight.dtype), alpha=rate)
+        seen.weight.sub_(signs, alpha=seen.direction.lr * seen.kept * group["residual_scale"])
 
 
 def shrink_(weight: Tensor, share: float) -> None:
