@@ -14,7 +14,7 @@ class Recorded:
     """The paper's."""
 
     size: Literal["small", "full"] = "small"
-    """small: MiniLM, SmolLM2 or a LLaMA of 3 M weights, on a CPU. full: the paper's models and sizes, for a GPU; what is
+    """small: MiniLM, SmolLM2, or a LLaMA of 3 M weights on CPU. full: the paper's models and sizes, for a GPU; what is
     checked then is what the paper says, which nobody has run here."""
     seeds: int = 5
     """Runs of each kind."""
