@@ -148,7 +148,8 @@ def draw(data: Data) -> Figure:
         those = np.array(data.kinds) == kind
         label = kind.removesuffix("_proj")
         axes[0].plot(data.steps, data.stable[..., those].mean(axis=(0, 1, 3)), "o-", color=colour, label=label)
-    pairs = ((data.held, data.held_now), (data.overlap, data.overlap_now), data.columns[[SPEARMAN, COSINE]])
+    alike = (data.columns[SPEARMAN], data.columns[COSINE])
+    pairs = ((data.held, data.held_now), (data.overlap, data.overlap_now), alike)
     for axis, (one, other) in zip(axes[1:], pairs, strict=True):
         for name, colour, solid, dashed in zip(LABELS, COLOURS, one, other, strict=True):
             axis.plot(later, solid.mean(axis=(0, 2)), "o-", color=colour, label=name if axis is axes[1] else None)
