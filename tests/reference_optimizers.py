@@ -22,6 +22,7 @@ class Reference:
         self.side = side_of(weight.shape, proj_type)
         self.lr, self.betas, self.eps, self.decay = 0.05, (0.9, 0.99), 1e-6, 0.1
         self.authors, self.moments, self.sign_scale, self.bases = False, "keep", 1.0, None
+        self.corrects = True
         self.__dict__.update(changes)
         self.step, self.basis, self.limit = 0, None, None
 
@@ -34,7 +35,7 @@ class Reference:
         beta1, beta2 = self.betas
         self.first = beta1 * self.first + (1 - beta1) * core
         self.second = beta2 * self.second + (1 - beta2) * core**2
-        root, corrected = np.sqrt(1 - beta2**self.step), 1 - beta1**self.step
+        root, corrected = (np.sqrt(1 - beta2**self.step), 1 - beta1**self.step) if self.corrects else (1.0, 1.0)
         if self.authors:
             plain = self.first / (np.sqrt(self.second) + self.eps)
         else:

@@ -1,4 +1,5 @@
-"""On a GPU what the other tests show on the CPU: start, training, merging and files of adapters, runs that repeat.
+"""On a GPU what the other tests show on the CPU: start, training, merging and files of adapters, low-rank optimizers,
+runs that repeat.
 
 Skipped without a CUDA device; the CI has none.
 """
@@ -19,7 +20,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lm_experiments import records
 from lm_experiments.finetune import Stopped, finetune
 from lm_experiments.processes import processes
-from lowdim import DeepLoraConfig, deep_lora_parameter_groups, initialize_deep_lora_weights, leading_subspace
+from lowdim import (
+    DeepLoraConfig,
+    FiraAdamW,
+    Frugal,
+    GaLoreAdafactor,
+    GaLoreAdamW,
+    GaLoreSGD,
+    deep_lora_parameter_groups,
+    initialize_deep_lora_weights,
+    leading_subspace,
+    parameter_groups,
+)
 from tests.tiny_models import made, spec
 
 DEVICE = os.environ.get("LOWDIM_TEST_DEVICE", "cuda")  # cpu tries the tests themselves
@@ -124,6 +136,53 @@ def test_a_batch_may_mix_adapters():
             torch.testing.assert_close(mixed[rows], model(tokens).logits[rows], rtol=1e-4, atol=1e-4)
         with model.disable_adapter():
             torch.testing.assert_close(mixed[2], model(tokens).logits[2], rtol=1e-4, atol=1e-4)
+
+
+OPTIMIZERS = {
+    "exact": lambda groups: GaLoreAdamW(groups, lr=0.01, refresh="exact", weight_decay=0.1),
+    "warm": lambda groups: GaLoreAdamW(groups, lr=0.01),
+    "8 bits": lambda groups: GaLoreAdamW(groups, lr=0.01, state="8bit", projector="int8"),
+    "adafactor": lambda groups: GaLoreAdafactor(groups, lr=0.01, relative_step=False, scale_parameter=False),
+    "sgd": lambda groups: GaLoreSGD(groups, lr=0.1, momentum=0.9),
+    "fira": lambda groups: FiraAdamW(groups, lr=0.01),
+    "frugal": lambda groups: Frugal(groups, lr=0.01),
+}
+
+
+def stepped(kind: str, device: str, tmp_path: Path | None = None) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses and weights of a model that trains in low-rank subspaces; tmp_path: stopped, and gone on from a file."""
+    model = base().to(device)
+    optimizer = OPTIMIZERS[kind](parameter_groups(model, rank=8, update_proj_gap=3))
+    losses = []
+    for step in range(8):
+        if step == 4 and tmp_path is not None:
+            torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+            weights, state = torch.load(tmp_path / "state.pt", weights_only=True, map_location="cpu")
+            model = base().to(device)
+            model.load_state_dict(weights)
+            optimizer = OPTIMIZERS[kind](parameter_groups(model, rank=8, update_proj_gap=3))
+            optimizer.load_state_dict(state)
+        loss = model(**batch(device)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert all(value.device.type == device for state in optimizer.state.values() for name, value in state.items()
+               if torch.is_tensor(value) and value.ndim)  # fmt: skip
+    return losses, [weight.detach().cpu() for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_low_rank_optimizers_step_as_on_the_cpu_and_go_on_from_a_file(kind, tmp_path):
+    (here, _), (there, whole), (_, resumed) = (
+        stepped(kind, "cpu"),
+        stepped(kind, DEVICE),
+        stepped(kind, DEVICE, tmp_path),
+    )
+    assert here[-1] < here[0] - 0.1
+    assert there == pytest.approx(here, rel=2e-3 if kind == "exact" else 2e-2)  # random directions are the device's own
+    for one, other in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # sums in another order, on some GPUs
 
 
 @pytest.fixture(scope="module")

@@ -417,3 +417,21 @@ def test_copies_of_the_model_are_plain_ones():
     train(model, optimizer, 2, 4)
     train(*twin, 2, 4)
     assert_same(model, twin[0])
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("layers", [False, True])
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it does while it captures
+def test_a_compiled_model_trains_as_the_model_does(layers, backward):
+    """Graphs as torch.compile captures them, without a compiler behind."""
+    ended = []
+    for compiled in (False, True):
+        model, optimizer = made("adamw")
+        if layers:
+            layerwise(optimizer)
+        if backward:
+            galore_backward(model, optimizer)
+        train(torch.compile(model, backend="aot_eager") if compiled else model, optimizer, 0, 7)
+        ended.append(model)
+    assert_same(*ended)
+    torch.compiler.reset()

@@ -54,22 +54,23 @@ def trained(optimizer_of, weight: np.ndarray, given, group: dict) -> np.ndarray:
 @settings(max_examples=40)
 @given(
     shapes, sides, st.sampled_from(list(RULES)), st.sampled_from(["torch", "authors"]),
-    st.sampled_from(["keep", "rotate"]), st.data(), seeds,
+    st.sampled_from(["keep", "rotate"]), st.booleans(), st.data(), seeds,
 )  # fmt: skip
-def test_every_rule_is_that_of_its_paper(shape, side, rule, convention, moments, data, seed):
+def test_every_rule_is_that_of_its_paper(shape, side, rule, convention, moments, corrects, data, seed):
     """Signs of singular vectors: with "keep" only steps before the second refresh can be compared."""
     rank, gap = data.draw(st.integers(1, min(shape))), data.draw(st.integers(1, 4))
     steps, scale = (gap if moments == "keep" else 3 * gap), data.draw(st.floats(0.1, 1.0))
     weight, given = np.random.default_rng(seed).standard_normal(shape), gradients(shape, steps, seed)
     kind, options = RULES[rule]
     reference = Reference(
-        weight, rank, gap, scale, side, rule, sign_scale=0.3, authors=convention == "authors", moments=moments
-    )
+        weight, rank, gap, scale, side, rule, sign_scale=0.3, authors=convention == "authors", moments=moments,
+        corrects=corrects,
+    )  # fmt: skip
     for gradient in given:
         reference.update(gradient)
     found = trained(
         lambda g: kind(g, lr=0.05, betas=(0.9, 0.99), weight_decay=0.1, convention=convention,
-                       **{**EXACT, **options, "moments": moments}),
+                       correct_bias=corrects, **{**EXACT, **options, "moments": moments}),
         weight, given, {"rank": rank, "update_proj_gap": gap, "scale": scale, "proj_type": side},
     )  # fmt: skip
     np.testing.assert_allclose(found, reference.weight, rtol=1e-7, atol=1e-9)

@@ -27,7 +27,8 @@ def parameter_groups(
     target: "all-linear" takes every nn.Linear, and transformers' Conv1D, but the model's output layer and weights that
         an embedding shares. Another string is a regular expression that the module's name must contain, a list has
         strings of which it must contain one (as transformers' optim_target_modules), both of linear layers and
-        convolutions; or a function of name and module. Embeddings are taken by a function only.
+        convolutions; or a function of name and module. Embeddings are taken by a function only, and experts
+        in one (experts, out, in) tensor by nothing here: a group with it projects the matrix (experts, out * in).
     update_proj_gap, scale, proj_type: galore-torch's keys; scale is the optimizer's own default if left out.
     weight_decay: of the matrices; the optimizer's if left out.
 
