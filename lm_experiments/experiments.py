@@ -43,7 +43,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "compressed": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "narrow": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "wide": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-    "galore": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "galore": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
 }
 """Learning rates tried for each method. Outer factors at random learn with the rate of the compressed form."""
 
