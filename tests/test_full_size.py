@@ -10,7 +10,7 @@ from lm_experiments import records
 from lm_experiments.runs import FineTune
 from lm_experiments.tasks.text import TASKS
 
-OURS = "deep_lora_causal"  # whose claims do not depend on the size
+OURS = ("deep_lora_causal", "deep_lora_meets_galore")  # whose claims depend little on the size
 PAPERS = [f"deep_lora_{name}" for name in ("epsilon", "fewshot", "forms", "glue", "outer", "rank")]
 
 
@@ -32,6 +32,7 @@ def made_up(spec: FineTune, sign: float) -> records.Record[FineTune]:
         "losses": [1 / (1 + fast * step) for step in range(spec.steps)],
         "spectra": {"layer": spectrum},
         "cosines": {str(step): cosines for step in spec.evaluations[1:]},
+        "first": {str(step): {"update": [0.5], "basis": [0.9]} for step in spec.evaluations[1:]},
     }
     return records.Record(spec, found, {})
 
@@ -50,7 +51,7 @@ def test_the_papers_claims_are_checked_and_what_refutes_them_is_refused(name, mo
     assert not all(claim.holds for claim in figure.check(data))
 
 
-@pytest.mark.parametrize("name", [*PAPERS, OURS])
+@pytest.mark.parametrize("name", [*PAPERS, *OURS])
 def test_titles_and_labels_are_those_of_the_models_that_ran(name, monkeypatch):
     figure, data = drawn_from(name, 1.0, monkeypatch)
     axes = figure.draw(data).axes
@@ -58,7 +59,7 @@ def test_titles_and_labels_are_those_of_the_models_that_ran(name, monkeypatch):
         text for axis in axes for text in (axis.get_title(loc="left"), axis.get_xlabel(), axis.get_ylabel())
     )
     assert "MiniLM" not in said
-    assert ("SmolLM2-135M" if name == OURS else "BERT-base") in said
+    assert ("SmolLM2-135M" if name == "deep_lora_causal" else "BERT-base") in said
     if name in ("deep_lora_rank", "deep_lora_epsilon"):
         assert "16 examples" in said
     if name == "deep_lora_glue":
