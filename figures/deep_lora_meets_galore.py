@@ -1,12 +1,18 @@
-"""Deep LoRA and GaLore start in one subspace of the first gradient, found by one function; GaLore moves on.
+"""Deep LoRA and GaLore begin with leading directions of one first gradient, which one function finds; GaLore moves on.
 
-Yaras et al. 2024 (arXiv 2406.04112) compress an adapter onto the first gradient's leading singular vectors, and train
-inside; Zhao et al. 2024 (GaLore, arXiv 2403.03507) project the gradients of the weights themselves on such vectors, and
-find them anew every 50 steps. Both call `lowdim.subspace.leading_subspace`, here on the same gradients of the same 37
-layers: all-MiniLM-L6-v2 on 256 examples of STS-B, rank 8, without dropout, which would blur the first gradient of one
-of them; each method at the learning rate that is best for it.
+Yaras et al. 2024 (arXiv 2406.04112) compress an adapter onto the first gradient's leading singular vectors, half of its
+width, and train inside; Zhao et al. 2024 (GaLore, arXiv 2403.03507) project the gradients of the weights themselves on
+such vectors, all of its rank, and find them anew every 50 steps. Both call `lowdim.subspace.leading_subspace`, here on
+the same gradients of the same 37 layers: all-MiniLM-L6-v2 on 256 examples of STS-B, rank 8, without dropout, with which
+GaLore would see another first gradient than Deep LoRA. P: the 8 leading singular vectors of a layer's first gradient,
+on its shorter side; Delta: what the layer has learned.
 
-P: the 8 leading singular vectors of a layer's first gradient, on its shorter side; Delta: what the layer has learned.
+Deep LoRA's directions hardly move, as they learn at a hundredth of the rate; GaLore takes new ones, by training and
+because its batches differ, which are not told apart. Yet more of GaLore's update than of Deep LoRA's lies in P at the
+end: the other half of Deep LoRA's width learns, too. (d) has the fourth largest of eight cosines (by chance 0.13), the
+last that Deep LoRA takes from the gradient. GaLore's update is the sum of four of rank 8. (a) is no race: each has the
+rate that ends best of five tried with dropout, GaLore's the least of three that tie, and Adam's epsilon delays Deep
+LoRA.
 """
 
 from dataclasses import dataclass
@@ -85,24 +91,24 @@ def _mean(run: Record[FineTune], step: int, name: str) -> float:
 
 
 def check(data: Data) -> list[Claim]:
-    """That they start in one subspace, and who stays there; of the small size also where all end."""
+    """Where they begin, and who stays there; of the small size also where all end."""
     shares, bases = data.shares.mean(axis=2), data.bases.mean(axis=2)
     last, ranks = data.pearson[:, -1].mean(axis=1), data.ranks.mean(axis=1)
     claims = [
-        Claim("GaLore's first subspace: cosine to P", bases[GALORE, 0], at_least=0.999),
+        Claim("GaLore's first subspace: fourth largest cosine to P", bases[GALORE, 0], at_least=0.999),
         Claim("GaLore's update until the second one: share in P", shares[GALORE, 0], at_least=0.999),
-        Claim("Deep LoRA's outer factors at the end: cosine to P", bases[DEEP, -1], at_least=0.99),
+        Claim("Deep LoRA's outer factors at the end: fourth largest cosine to P", bases[DEEP, -1], at_least=0.99),
         Claim("GaLore's last subspace: the same", bases[GALORE, -1], at_most=0.6),
-        Claim("LoRA's update less theirs: share in P", shares[LORA, -1] - shares[:LORA, -1].min(), at_most=-0.1),
-        Claim("Deep LoRA: mean rank of what a layer learned", ranks[DEEP], at_most=2),
-        Claim("GaLore: the same, of 16 values recorded", ranks[GALORE], at_least=12),
+        Claim("share in P, LoRA's update less Deep LoRA's", shares[LORA, -1] - shares[DEEP, -1], at_most=-0.1),
+        Claim("mean rank of what a layer learned, Deep LoRA", ranks[DEEP], at_most=2),
+        Claim("the same, LoRA", ranks[LORA], at_least=6, at_most=8),
+        Claim("the same, GaLore, of 16 values recorded", ranks[GALORE], at_least=12),
     ]
     if data.spec.size == "small":
         claims += [
-            Claim(
-                "Deep LoRA's and GaLore's updates at the end: share in P, least", shares[:LORA, -1].min(), at_least=0.4
-            ),
-            Claim("the same, most", shares[:LORA, -1].max(), at_most=0.8),
+            Claim("share in P, Deep LoRA's update at the end", shares[DEEP, -1], at_least=0.3, at_most=0.6),
+            Claim("the same, GaLore's less Deep LoRA's", shares[GALORE, -1] - shares[DEEP, -1], at_least=0.05),
+            Claim("GaLore's update at the end: share in P", shares[GALORE, -1], at_most=0.8),
             Claim("Pearson after the last step, least", last.min(), at_least=0.65),
         ]
     return claims
@@ -122,15 +128,17 @@ def draw(data: Data) -> Figure:
         axes[3].plot(later, bases.mean(axis=1), "o-", color=colour)
         axes[3].plot(later, bases, lw=0.5, alpha=0.5, color=colour)
     axes[0].set(xlabel="step", ylabel="Pearson correlation")
-    axes[1].set(xlabel="index", ylabel="singular value / largest", yscale="log", ylim=(1e-4, 1.5))
+    axes[1].set(
+        xlabel="index, up to the 16 recorded", ylabel="singular value / largest", yscale="log", ylim=(1e-4, 1.5)
+    )
     axes[2].set(xlabel="step", ylabel=r"$|\Delta P|^2 / |\Delta|^2$", ylim=(0, 1.05))
-    axes[3].set(xlabel="step", ylabel="cosine to $P$", ylim=(0, 1.05))
+    axes[3].set(xlabel="step", ylabel="fourth largest cosine to $P$", ylim=(0, 1.05))
     axes[0].legend()
     style.title(
         axes,
         f"STS-B, {data.spec.encoder}",
-        "what a layer learned",
-        "its share in the first subspace",
-        "where it is trained, and the first",
+        "singular values of a layer's update",
+        "the update in the first gradient's subspace $P$",
+        "the subspace trained in, against $P$",
     )
     return figure

@@ -1,14 +1,15 @@
-"""Pre-training a small LLaMA: GaLore and Fira end where AdamW with two rates does, below plain AdamW, in less memory.
+"""Pre-training a small LLaMA: GaLore and Fira end near AdamW with two rates, and below AdamW with one; in less memory.
 
-GaLore's subspaces found by SVD or warm-started, moments as they are, turned into each new basis or in 8 bits: all end
-within 3 %, and which comes first changes with the seed. Two rates: those of AdamW whose targets learn at an eighth of
-the rate, as they do under GaLore's scale; that is most of what GaLore is ahead of AdamW here. LoRA on random weights
-and low-rank factors stay behind.
+GaLore has its subspaces by SVD or warm-started, and moments that are kept, turned into each new subspace, or held in 8
+bits: all end within 3 % of the first of these, and the default, warm and turned, is not ahead of it in every seed. Two
+rates: AdamW whose targets learn at an eighth of the rate of embeddings and head, about what GaLore's scale, 1/4, and
+its projection, (64 / 256)^1/2, make of them. That is much of what GaLore is ahead of AdamW at the end, though not early
+on. LoRA on random weights and low-rank factors stay behind.
 
 After Zhao et al. 2024 (GaLore, arXiv 2403.03507), Table 2, Chen et al. 2024 (Fira, arXiv 2410.01623), Table 2, and Zhu
-et al. 2024 (APOLLO, arXiv 2412.05270), Table 2: from scratch, every method at one rank, 64 of 256, and at the learning
-rate that is best for it on a shorter run. Here three million parameters read 2.5 million bytes of books (the papers' 60
-million: 1.1 billion tokens).
+et al. 2024 (APOLLO, arXiv 2412.05270), Table 2: from scratch, every method at one rank, 64 of 256, and at its best of
+five learning rates, factors of 2 to 2.5 apart, on one seed, a quarter of the steps and the same held-out text. Here
+three million parameters read 2.5 million bytes of books (the papers' 60 million: 1.1 billion tokens).
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Spec(Recorded):
     """python -m lm_experiments pretrain-rates, and optimizers, make the records."""
 
     FULL: ClassVar = 3
-    seeds: int = 2
+    seeds: int = 3
     """Runs of each arm."""
 
 
@@ -93,17 +94,20 @@ def check(data: Data) -> list[Claim]:
     """Perplexities after the last step, over another arm's of the same seed."""
     if data.spec.size == "full":
         return _papers(data)
+    near = [data.over(arm, "AdamW, two rates") for arm in ("GaLore", "Fira")]
     low = [data.over(arm, "GaLore") for arm in ("LoRA", "low rank")]
     variants = [data.over(arm, "GaLore") for arm in ("GaLore, warm", "GaLore, warm, turned", "GaLore, 8 bits")]
     return [
         Claim("arms whose best learning rate is the least or the largest tried", len(data.at_edge), at_most=0),
         Claim("GaLore over AdamW, most", data.over("GaLore", "AdamW").max(), at_most=0.95),
         Claim("Fira over AdamW, most", data.over("Fira", "AdamW").max(), at_most=0.95),
-        Claim("GaLore over AdamW with two rates, least", data.over("GaLore", "AdamW, two rates").min(), at_least=0.95),
-        Claim("the same, most", data.over("GaLore", "AdamW, two rates").max(), at_most=1.05),
+        Claim("AdamW with two rates over AdamW, most", data.over("AdamW, two rates", "AdamW").max(), at_most=0.95),
+        Claim("GaLore and Fira over AdamW with two rates, least", np.min(near), at_least=0.95),
+        Claim("the same, most", np.max(near), at_most=1.05),
         Claim("GaLore warm, warm and turned, in 8 bits, over GaLore: least", np.min(variants), at_least=0.97),
         Claim("the same, most", np.max(variants), at_most=1.03),
         Claim("warm and turned over GaLore, most", data.over("GaLore, warm, turned", "GaLore").max(), at_least=1),
+        Claim("the same, least", data.over("GaLore, warm, turned", "GaLore").min(), at_most=1),
         Claim("Fira over GaLore, least", data.over("Fira", "GaLore").min(), at_least=0.97),
         Claim("the same, most", data.over("Fira", "GaLore").max(), at_most=1.03),
         Claim("APOLLO over AdamW, most", data.over("APOLLO", "AdamW").max(), at_most=1),
@@ -121,7 +125,7 @@ def _papers(data: Data) -> list[Claim]:
         Claim("low rank over AdamW (GaLore: 78.18 / 34.06)", data.over("low rank", "AdamW").mean(), at_least=1.3),
         Claim("Fira over AdamW (the paper: 31.06 / 34.06)", data.over("Fira", "AdamW").mean(), at_most=1),
         Claim("APOLLO over AdamW (the paper: 31.55 / 34.06)", data.over("APOLLO", "AdamW").mean(), at_most=1),
-        Claim("AdamW's state over GaLore's", data.smaller("GaLore"), at_least=1),
+        Claim("AdamW's state over GaLore's (by count: 1.42)", data.smaller("GaLore"), at_least=1.35),
     ]
 
 
@@ -138,10 +142,10 @@ def draw(data: Data) -> Figure:
     axes[0].set(xlabel="step", ylabel=f"perplexity of a {token}", yscale="log")
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("{x:g}")
-    axes[1].set(xlabel="optimizer's state [MiB]", ylabel="after the last step")
+    axes[1].set(xlabel="optimizer's state [MiB]", ylabel="perplexity, last step")
     axes[1].set_xscale("log", base=2)
     axes[1].xaxis.set_major_formatter("{x:g}")
-    axes[2].set(xlabel="CPU time of the steps [min]", ylabel="after the last step")
+    axes[2].set(xlabel="CPU time, shared machine [min]", ylabel="perplexity, last step")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    style.title(axes, "held-out text", "against memory", "against time")
+    style.title(axes, "held-out text", "the end, by memory", "the end, by time")
     return figure

@@ -7,6 +7,7 @@ import pytest
 
 from figures.claims import hold
 from lm_experiments import records
+from lm_experiments.adapt import GAP
 from lm_experiments.runs import FineTune
 from lm_experiments.tasks.text import TASKS
 
@@ -22,17 +23,25 @@ def score(spec: FineTune, step: int, sign: float) -> float:
     return 0.001 * (spec.seed % 3) + step / spec.steps * (0.5 + sign * (gain + wide + sooner))
 
 
+def inside(method: str, step: int, sign: float) -> dict[str, list[float]]:
+    """Of an update and of what is trained in, in the first gradient's subspace, which GaLore leaves after GAP steps."""
+    stays = method == "compressed" if step > GAP else method in ("compressed", "galore")
+    alike = 1.0 if stays == (sign > 0) else 0.2
+    return {"update": [0.1 if method == "lora" and sign > 0 else alike], "basis": [alike]}
+
+
 def made_up(spec: FineTune, sign: float) -> records.Record[FineTune]:
     fast = {"lora": 0.1, "compressed": 0.1, "wide": 0.12}.get(spec.method, 0.02)
-    flat = (spec.method == "lora") == (sign > 0)
+    flat = (spec.method in ("lora", "galore")) == (sign > 0)
     spectrum = [0.5] * 8 if flat else [0.5 * 1e-3**index for index in range(8)]
+    spectrum += [0.5 if spec.method == "galore" and flat else 0.0] * 8
     cosines = {"smallest": [0.4], "largest": [0.9]}
     found = {
         "scores": [{"step": step, TASKS[spec.task].metric: score(spec, step, sign)} for step in spec.evaluations],
         "losses": [1 / (1 + fast * step) for step in range(spec.steps)],
         "spectra": {"layer": spectrum},
         "cosines": {str(step): cosines for step in spec.evaluations[1:]},
-        "first": {str(step): {"update": [0.5], "basis": [0.9]} for step in spec.evaluations[1:]},
+        "first": {str(step): inside(spec.method, step, sign) for step in spec.evaluations[1:]},
     }
     return records.Record(spec, found, {})
 
@@ -43,7 +52,7 @@ def drawn_from(name: str, sign: float, monkeypatch: pytest.MonkeyPatch):
     return figure, figure.data(figure.Spec().full())
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", [*PAPERS, "deep_lora_meets_galore"])
 def test_the_papers_claims_are_checked_and_what_refutes_them_is_refused(name, monkeypatch):
     figure, data = drawn_from(name, 1.0, monkeypatch)
     hold(figure.check(data))

@@ -20,14 +20,24 @@ def falsified(data) -> list:
 
     below = data.perplexity.copy()
     below[data.arms.index("GaLore, warm, turned"), -1] = 0.99 * below[data.arms.index("GaLore"), -1]
+
+    def scaled(name, factor):
+        """All but one arm end higher or lower."""
+        found = factor * data.perplexity
+        found[data.arms.index(name)] /= factor
+        return replace(data, perplexity=found)
+
+    above = data.perplexity.copy()
+    above[data.arms.index("GaLore, warm, turned"), -1] = 1.01 * above[data.arms.index("GaLore"), -1]
     return [
         replace(data, at_edge=("AdamW",)),
-        other("GaLore", "AdamW", 0.97),
-        other("Fira", "AdamW", 0.97),
+        scaled("AdamW", 0.96 / data.over("GaLore", "AdamW").max()),
+        scaled("AdamW", 0.96 / data.over("Fira", "AdamW").max()),
+        scaled("AdamW", 0.96 / data.over("AdamW, two rates", "AdamW").max()),
         *(other("AdamW, two rates", "GaLore", factor) for factor in (0.94, 1.06)),
         *(other(arm, "GaLore", f) for arm in ("GaLore, warm", "GaLore, 8 bits") for f in (0.96, 1.04, float("nan"))),
         other("GaLore, warm, turned", "GaLore", 1.05),
-        replace(data, perplexity=below),
+        *(replace(data, perplexity=changed) for changed in (below, above)),
         *(other("Fira", "GaLore", factor) for factor in (0.95, 1.04)),
         *(other("APOLLO", *pair) for pair in (("AdamW", 1.01), ("GaLore", 1.0))),
         *(other(arm, "GaLore", 1.05) for arm in ("LoRA", "low rank")),
