@@ -16,7 +16,6 @@ and ranks' correlations of .83 to .94 and .95 to 1.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from figures.recorded import Recorded
+from figures.pretraining import Spec
 from lm_experiments.llama import SIZES
 from lm_experiments.records import Record
 from lm_experiments.registry import recorded
@@ -38,15 +37,6 @@ SHADES = (style.BLUE, style.SKY, style.GREEN, style.BLACK, style.ORANGE, style.R
 """Of kinds of layers, in the order of a block."""
 MEASURES = ("cosine", "spearman")
 COSINE, SPEARMAN = range(2)
-
-
-@dataclass(frozen=True)
-class Spec(Recorded):
-    """python -m lm_experiments pretrain-rates, and optimizers, make the records."""
-
-    FULL: ClassVar = 3
-    seeds: int = 3
-    """Runs of each optimizer."""
 
 
 @dataclass(frozen=True, eq=False)
