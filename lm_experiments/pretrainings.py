@@ -103,8 +103,8 @@ class Comparison:
     """Arms whose gradients are watched; that changes nothing else."""
 
     def arm(self, size: Size, cell: Pretrain) -> str:
-        """Which one a run is of, at whatever seed, rank, gap and learning rate."""
-        like, free = self.runs[size], ("seed", "rank", "gap", "lr", "watch", "every")
+        """Which one a run is of, at whatever seed, rank, gap and learning rate, falling or not."""
+        like, free = self.runs[size], ("seed", "rank", "gap", "lr", "floor", "watch", "every")
         plain = replace(cell, **{name: getattr(like, name) for name in free})
         return next(arm for arm, its in self.arms.items() if replace(like, **its) == plain)
 
@@ -161,11 +161,17 @@ def _gaps(size: Size) -> Cells:
     return tuple(replace(shared(size), **ARMS[arm], gap=round(shared(size).gap / k)) for k in gaps for arm in arms)
 
 
+def _constant(size: Size) -> Cells:
+    base = replace(shared(size), **ARMS["AdamW"], floor=1.0, watch=True)
+    return tuple(replace(base, seed=seed) for seed in range(3))
+
+
 PRETRAININGS: dict[str, Experiment] = {
     "pretrain-rates": Experiment("Which learning rate is best for each optimizer?", SCRATCH.all_tries, tuned=False),
     "optimizers": Experiment(
         "GaLore, Fira, APOLLO, LoRA, low rank, AdamW: which reaches what perplexity?", SCRATCH.seeds
     ),
+    "constant": Experiment("Do subspaces of gradients stand still while the learning rate does not fall?", _constant),
     "ranks": Experiment("What does the rank of the subspace cost?", _ranks),
     "gaps": Experiment("How often must the subspace be found anew?", _gaps),
     "instruct-rates": Experiment(
