@@ -5,8 +5,8 @@ batch of 16 rows, each 50 steps; means over layers. Zhao et al. 2024 (GaLore, ar
 become of low rank while training: the stable rank of a batch's begins near 1, and grows, how much of it by noise is not
 measured. They say that its subspace turns slowly: over the first 50 steps training takes half of the energy that
 another batch's subspace holds at the same weights, less and less up to the middle, and a fiftieth at most from there
-on, where another batch alone takes more. The learning rate falls meanwhile, to a tenth, so that this does not say
-whether subspaces would stand still at a constant one.
+on, where another batch alone takes more. The learning rate falls meanwhile, to a tenth; but at one that does not
+(AdamW, purple) training takes little more.
 
 (d) is what Fira rests on (Chen et al. 2024, arXiv 2410.01623): that Adam scales a column of the projected gradient as
 it would scale the whole one's, here of one run's gradients, averaged over 50 steps (the paper compares two runs).
@@ -65,13 +65,15 @@ class Data:
     """Cosine and Spearman's correlation of factors, low-rank Adam's with Adam's, over the columns of a layer."""
     matrices: Float64[np.ndarray, "two three seeds later"]
     """The same over layers, of one factor each."""
+    constant: Float64[np.ndarray, "four seeds later layers"]
+    """held, held_now, overlap and overlap_now under AdamW at a learning rate that does not fall after its warm-up."""
 
 
 def data(spec: Spec, sweep: Sweep = in_process) -> Data:
     """Read the committed records; ValueError, with the command that makes them, if some are missing."""
     found = [record for record in recorded("optimizers", spec.size, spec.seeds) if record.spec.watch]
     runs = [[record for record in found if record.spec.optimizer == name] for name in OPTIMIZERS]
-    first = found[0]
+    first, steady = found[0], [recorded("constant", spec.size, spec.seeds)]
     return Data(
         spec,
         first.spec.evaluations,
@@ -85,6 +87,7 @@ def data(spec: Spec, sweep: Sweep = in_process) -> Data:
         _read(runs, "held_now", 1),
         np.array([_read(runs, name, 1) for name in MEASURES]),
         np.array([_read(runs, f"{name}_of_layers", 1) for name in MEASURES]),
+        np.array([_read(steady, name, 1)[0] for name in ("held", "held_now", "overlap", "overlap_now")]),
     )
 
 
@@ -106,6 +109,8 @@ def check(data: Data) -> list[Claim]:
     columns, matrices = data.columns.mean(axis=(2, 4)), data.matrices.mean(axis=2)
     late = slice(len(data.steps) // 2, None)
     turned, lost = overlap_now - overlap, held_now - held
+    constant = data.constant[:2].mean(axis=(1, 3))[:, late]
+    steady, noise = constant[1] - constant[0], 1 - constant[1]
     return [
         Claim("stable rank before the first step", stable[:, 0].max(), at_least=1, at_most=1.5),
         Claim("stable rank, last over first, least", (stable[:, -1] / stable[:, 0]).min(), at_least=2),
@@ -118,6 +123,8 @@ def check(data: Data) -> list[Claim]:
         Claim("energy lost by training in the first 50 steps, least", lost[:, 0].min(), at_least=0.3),
         Claim("the same in the second half, most", lost[:, late].max(), at_most=0.03),
         Claim("the same over what another batch loses, most", (lost / (1 - held_now))[:, late].max(), at_most=1),
+        Claim("at a constant rate, energy lost by training in the second half, most", steady.max(), at_most=0.04),
+        Claim("the same over what another batch loses, most", (steady / noise).max(), at_most=1),
         Claim("factors of columns, cosine, least", columns[COSINE].min(), at_least=0.95),
         Claim("factors of columns, Spearman's correlation, least", columns[SPEARMAN].min(), at_least=0.8),
         Claim("factors of layers, cosine, least", matrices[COSINE].min(), at_least=0.98),
@@ -148,6 +155,10 @@ def draw(data: Data) -> Figure:
         for name, colour, solid, dashed in zip(LABELS, COLOURS, one, other, strict=True):
             axis.plot(later, solid.mean(axis=(0, 2)), "o-", color=colour, label=name if axis is axes[1] else None)
             axis.plot(later, dashed.mean(axis=(0, 2)), "--", color=colour)
+    for axis, solid, dashed in ((axes[1], *data.constant[:2]), (axes[2], *data.constant[2:])):
+        name = "AdamW, constant rate"
+        axis.plot(later, solid.mean(axis=(0, 2)), "o-", color=style.PURPLE, label=name if axis is axes[1] else None)
+        axis.plot(later, dashed.mean(axis=(0, 2)), "--", color=style.PURPLE)
     axes[2].axhline(data.chance, color=style.BLACK, ls=":", lw=1, label="chance")
     older, now = f"of {data.steps[1]} steps before", "of another batch now"
     for axis, solid, dashed in zip(axes[1:], (older, older, "Spearman's"), (now, now, "cosine"), strict=True):

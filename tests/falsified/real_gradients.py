@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 
 def falsified(data) -> list:
     """Each must be refused."""
@@ -35,6 +37,10 @@ def falsified(data) -> list:
         other("held", first, data.held_now[first] - 0.2),
         other("held", last, data.held_now[last] - 0.05),
         replace(data, held=data.held_now - 0.015, held_now=data.held_now * 0 + 0.99),
+        other("constant", (0, every, -1), data.constant[1, :, -1] - 0.045),
+        replace(
+            data, constant=np.stack([data.constant[1] * 0 + 0.97, data.constant[1] * 0 + 0.99, *data.constant[2:]])
+        ),
         *(other("columns", (k, *first), value) for k, value in ((0, 0.9), (1, 0.7))),
         *(other("matrices", (k, *first), value) for k, value in ((0, 0.9), (1, 0.8))),
     ]
