@@ -64,9 +64,10 @@ def t5(folder) -> Path:
 @pytest.mark.parametrize("method", ["compressed", "lora"])
 @pytest.mark.parametrize("task", ["stsb", "sst2"])
 def test_an_encoder_with_a_decoder_learns_as_an_encoder_does(folder, tmp_path, t5, task, method):
-    found = run(spec(folder, model=str(t5), task=task, method=method, steps=60, every=60), tmp_path / "run", folder)
+    what = spec(folder, model=str(t5), task=task, method=method, steps=60, every=60, dropout=0.0)
+    found = run(what, tmp_path / "run", folder)
     epoch = 12 // 4  # a batch alone is noise
-    assert np.mean(found["losses"][-4 * epoch :]) < 0.8 * np.mean(found["losses"][:epoch])
+    assert np.mean(found["losses"][-4 * epoch :]) < 0.5 * np.mean(found["losses"][:epoch])
     names = started(spec(folder, model=str(t5), task=task, method=method), folder)[1].state_dict()
     for part in ("encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.1.EncDecAttention.v", "wo"):
         assert any(part in name and ("deep_lora" in name or "lora_A" in name) for name in names), part
