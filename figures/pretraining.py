@@ -36,7 +36,7 @@ DOTTED = ("AdamW, two rates", "GaLore, 8 bits")  # of the colour of another arm
 
 @dataclass(frozen=True)
 class Spec(Recorded):
-    """python -m lm_experiments pretrain-rates, and optimizers, make the records."""
+    """python -m lm_experiments pretrain-rates, optimizers and, of real_gradients, constant make the records."""
 
     FULL: ClassVar = 3
     seeds: int = 3
@@ -63,9 +63,9 @@ class Data:
         one, two = (self.perplexity[self.arms.index(name), -1] for name in (arm, other))
         return one / two
 
-    def smaller(self, arm: str, other: str = "AdamW") -> float:
-        """How many times less state it has."""
-        one, two = (float(self.state[self.arms.index(name)]) for name in (arm, other))
+    def smaller(self, arm: str) -> float:
+        """How many times less state it has than AdamW."""
+        one, two = (float(self.state[self.arms.index(name)]) for name in (arm, "AdamW"))
         return two / one
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..quantization.moments import CODECS
 from .bases import Moments, Projector, Refresh
-from .sharded import finite
+from .sharded import finite_everywhere
 from .states import Precision
 
 Pairs = list[tuple[Tensor, dict[str, Any]]]
@@ -108,7 +108,7 @@ def check_gradient(parameter: Tensor, groups: Sequence[Mapping[str, Any]], *, du
         return
     if gradient.is_sparse:
         raise ValueError(f"the gradient of {name_of(parameter, groups)} is sparse: take nn.Embedding(sparse=False)")
-    if due and not finite(gradient):
+    if due and not finite_everywhere(gradient):
         raise ValueError(
             f"the gradient of {name_of(parameter, groups)} is not finite, and its subspace is due to be found anew: "
             "skip this step, or take a smaller lr. Nothing was changed"

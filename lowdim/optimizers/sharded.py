@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..subspace import finite
 from .inner import Inner
 from .projection import Bases
 from .states import State
@@ -50,15 +51,12 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if is_divided(tensor) else tensor
 
 
-def finite(tensor: Tensor) -> bool:
+def finite_everywhere(tensor: Tensor) -> bool:
     """Whether all of it is; if it is divided, every process hears the same."""
-    mine = local(tensor)
-    good = (
-        torch.stack([bound.isfinite() for bound in torch.aminmax(mine)]).all() if mine.numel() else torch.tensor(True)
-    )
+    good = finite(local(tensor))
     if not is_divided(tensor):
-        return bool(good)
-    return not Rows.of("", tensor).total((~good).to(tensor.device, torch.int32))
+        return good
+    return not Rows.of("", tensor).total(torch.tensor(int(not good), dtype=torch.int32, device=tensor.device))
 
 
 @dataclass(frozen=True)
