@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.claims import Claim
 from figures.pretraining import Spec
-from lm_experiments.llama import SIZES
+from lm_experiments.llama_sizes import SIZES
 from lm_experiments.records import Record
 from lm_experiments.registry import recorded
 from lm_experiments.runs import Pretrain

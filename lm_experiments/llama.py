@@ -1,48 +1,20 @@
-"""LLaMA models to train from scratch: the sizes of GaLore's, Fira's and APOLLO's papers, and small ones for a CPU.
+"""LLaMA models to train from scratch, of the sizes in `llama_sizes`.
 
 Symbols: d hidden size, f width of the feed-forward part, L layers, V vocabulary.
 
     parameters = 2 V d + L (4 d^2 + 3 d f + 2 d) + d        (embedding and head are not tied; norms; no biases)
 
-of which the targets, what low-rank methods act on, are L (4 d^2 + 3 d f). Sizes are those of the published
-configurations (Zhao et al. 2024, arXiv 2403.03507, code; its Table 5 prints layers and heads of the 1B model swapped).
+of which the targets, what low-rank methods act on, are L (4 d^2 + 3 d f).
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-VOCABULARY = 32_000
-"""T5's tokenizer, which the papers use."""
-BYTES = 257
-"""256 bytes and the end of a document."""
+from lm_experiments.llama_sizes import SIZES
+
 KINDS = ("attn", "mlp")
 """A linear layer is a target if one of these is in its module's path, as in GaLore's script for C4."""
-
-
-class Size(NamedTuple):
-    """What tells the sizes apart."""
-
-    hidden: int
-    wide: int
-    layers: int
-    heads: int
-    vocabulary: int = VOCABULARY
-
-
-SIZES = {
-    "tiny": Size(32, 88, 2, 2, BYTES),
-    "3m": Size(256, 688, 4, 4, BYTES),
-    "9m": Size(384, 1024, 5, 6, BYTES),
-    "60m": Size(512, 1376, 8, 8),
-    "130m": Size(768, 2048, 12, 12),
-    "350m": Size(1024, 2736, 24, 16),
-    "1b": Size(2048, 5461, 24, 32),
-    "7b": Size(4096, 11008, 32, 32),
-}
-"""By what they are called; tiny (42 thousand parameters), 3m and 9m read bytes."""
 
 
 def config(name: str, vocabulary: int | None = None, length: int = 1024) -> LlamaConfig:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from lm_experiments import llama
+from lm_experiments.llama_sizes import SIZES
 from lm_experiments.optimizer_spec import OPTIMIZERS, OptimizerName
 
 WIDTHS = {"fp32": 4, "bf16": 2, "8bit": 1, "int8": 1}
@@ -53,9 +54,9 @@ class Memory:
     """Instead: the figures that papers print, and which of them arithmetic reaches."""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS or self.model not in llama.SIZES:
+        if self.optimizer not in OPTIMIZERS or self.model not in SIZES:
             raise ValueError(
-                f"model = {self.model!r}, optimizer = {self.optimizer!r}: take one of {', '.join(llama.SIZES)}, and "
+                f"model = {self.model!r}, optimizer = {self.optimizer!r}: take one of {', '.join(SIZES)}, and "
                 f"one of {', '.join(OPTIMIZERS)}"
             )
         if self.rank < 1 or (self.optimizer == "apollo-mini" and self.rank != 1):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_experiments import llama, models
 from lm_experiments.factored import factored, frozen
+from lm_experiments.llama_sizes import SIZES
 from lm_experiments.loop import Diverged, Loop, Report, begin
 from lm_experiments.optimize import prepared, state_bytes
 from lm_experiments.processes import Parallel, Processes, fill, whole
@@ -54,10 +55,10 @@ def pretrain(
 
 def started(spec: Pretrain, source: Path | None = None) -> tuple[nn.Module, Text]:
     """The model as it starts, on the CPU, and its text."""
-    if spec.model in llama.SIZES:
+    if spec.model in SIZES:
         tokenizer = models.tokenizer_of(spec.tokenizer) if spec.tokenizer else None
         text = _read(spec, source, tokenizer)
-        vocabulary = max(text.vocabulary, llama.SIZES[spec.model].vocabulary)
+        vocabulary = max(text.vocabulary, SIZES[spec.model].vocabulary)
         model: nn.Module = llama.fresh(llama.config(spec.model, vocabulary, spec.length), spec.seed)
     elif spec.tokenizer is None:
         model, tokenizer = models.load(spec.model)

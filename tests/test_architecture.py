@@ -135,3 +135,19 @@ def test_no_registry_host_and_no_path_of_this_machine_is_named():
         path = ROOT / name
         if path.suffix not in (".png", ".pdf") and path != Path(__file__):
             assert not named.search(path.read_text()), name
+
+
+def test_figures_are_made_without_the_libraries_of_language_models():
+    """./run figures installs the extra `research` alone; figures of language models read records."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]))\n"
+        "from importlib import import_module\n"
+        "from figures.__main__ import names\n"
+        "from figures.recorded import Recorded\n"
+        "found = [import_module(f'figures.{name}') for name in names()]\n"
+        "read = [each.data(each.Spec().quick()) for each in found if issubclass(each.Spec, Recorded)]\n"
+        "assert len(read) > 9\n"
+    )
+    absent = ("transformers", "peft", "datasets", "accelerate", "safetensors", "gguf", "sklearn", "tokenizers")
+    done = subprocess.run([sys.executable, "-c", code, *absent], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
