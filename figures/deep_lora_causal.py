@@ -18,7 +18,7 @@ from figures.claims import Claim
 from figures.deep_lora_fewshot import COLOURS, DEEP, LABELS, LORA, METHODS
 from figures.recorded import Recorded
 from lm_experiments.comparison import fitted, scores
-from lm_experiments.experiments import GRIDS, TUNING
+from lm_experiments.experiments import ALL, GRIDS
 from lm_experiments.records import Record
 from lm_experiments.registry import recorded
 from lm_experiments.runs import FineTune
@@ -73,7 +73,7 @@ def _tuning(
     lora, deep = (next(r.spec.lr for r in found if r.spec.method == method) for method in METHODS)
     tried = GRIDS[METHODS[DEEP]]
     kinds = zip((*METHODS, METHODS[DEEP]), (lora, deep, tried[min(tried.index(deep) + 1, len(tried) - 1)]), strict=True)
-    tuning = [run for run in recorded("rates", spec.size, max(TUNING) + 1) if run.spec.model == found[0].spec.model]
+    tuning = [run for run in recorded("rates", spec.size, ALL) if run.spec.model == found[0].spec.model]
     rows = [[run for run in tuning if (run.spec.method, run.spec.lr) == kind] for kind in kinds]
     accuracy = [[np.mean([run.score(run.spec.metric, step) for run in row]) for step in steps] for row in rows]
     return np.array(accuracy), np.array([fitted(row, WINDOW) for row in rows])

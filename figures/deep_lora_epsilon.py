@@ -18,12 +18,12 @@ from figures.claims import Claim
 from figures.recorded import Recorded
 from lm_experiments import records
 from lm_experiments.comparison import scores
+from lm_experiments.experiments import ALL
 from lm_experiments.records import Record
 from lm_experiments.registry import recorded
 from lm_experiments.runs import FineTune
 from sims.sweep import Sweep, in_process
 
-ALL = 1000  # seeds that choose learning rates are 100 and more
 PAPERS, SMALL = 0, 1
 LINES = (":", "-")
 SLOW = 3e-3  # a third of the rate that is best

@@ -38,6 +38,8 @@ BELOW = 1e-14
 """An epsilon below the first gradients of the compressed form's cores."""
 TUNING = (100, 101, 102)
 """The seeds that choose learning rates."""
+ALL = max(TUNING) + 1
+"""What all seeds are below."""
 GRIDS: dict[str, tuple[float, ...]] = {
     "lora": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     "compressed": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),

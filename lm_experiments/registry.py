@@ -25,13 +25,17 @@ def rated(name: str, cells: Sequence[Any], read: Read) -> list[Any]:
 def recorded(name: str, size: Size, seeds: int, results: Path = records.RESULTS) -> list[records.Record[Any]]:
     """The records of an experiment's runs whose seed is below `seeds`, in the order of its cells.
 
-    Raises ValueError, with the command that makes them, if some are not there.
+    Raises ValueError for more seeds than a tuned experiment has, which would be fewer runs than the figure says; and,
+    with the command that makes them, if some are not there.
     """
 
     def read(cell: Any) -> records.Record[Any] | None:
         return records.read(cell, results)
 
-    cells = [cell for cell in NAMED[name].cells(size) if cell.seed < seeds]
+    every = NAMED[name].cells(size)
+    if NAMED[name].tuned and seeds > (most := 1 + max(cell.seed for cell in every)):
+        raise ValueError(f"seeds = {seeds}: {name!r} has {most}; take as many at most")
+    cells = [cell for cell in every if cell.seed < seeds]
     found = [read(cell) for cell in rated(name, cells, read)]
     if missing := found.count(None):
         call = command(name, size) + (", on a GPU" if size == "full" else "")

@@ -140,6 +140,8 @@ def test_what_a_figure_reads_is_every_run_or_an_error_that_says_what_to_run(tmp_
     for cell in cells:
         records.write(cell, made_up(cell).found, {}, tmp_path)
     assert [record.spec for record in recorded("fewshot", "small", 2, tmp_path)] == [c for c in cells if c.seed < 2]
+    with pytest.raises(ValueError, match=r"seeds = 11: 'fewshot' has 10; take as many at most"):
+        recorded("fewshot", "small", 11, tmp_path)
 
 
 BEST = {"compressed": "1e-2", "narrow": "3e-3", "wide": "3e-4", "lora": "1e-3"}
