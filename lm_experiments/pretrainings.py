@@ -10,7 +10,7 @@ Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, arXiv 2410.
 2412.05270).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -53,6 +53,7 @@ FULL_ANSWERS = replace(
     gap=200,
     every=400,
 )
+SEEDS = 3
 TUNING = 100
 """The seed that chooses learning rates."""
 SHORTER = 4
@@ -87,6 +88,12 @@ ANSWERING: dict[str, dict[str, Any]] = {
 }
 """The same of a pretrained model. Embeddings learn at the targets' lr, so scale makes up for what a projection to rank
 32 of 576 takes from an update; 4 is GaLore's for fine-tuning, too. Fira's residual does so itself."""
+
+
+def _on_seeds(cells: Iterable[Pretrain]) -> Cells:
+    """Each on three seeds, all on the first of them first."""
+    once = tuple(cells)
+    return tuple(replace(cell, seed=seed) for seed in range(SEEDS) for cell in once)
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,7 @@ class Comparison:
 
     def seeds(self, size: Size) -> Cells:
         """Every arm, on three seeds."""
-        arms = [replace(self.runs[size], **its, watch=arm in self.watched) for arm, its in self.arms.items()]
-        return tuple(replace(arm, seed=seed) for seed in range(3) for arm in arms)
+        return _on_seeds(replace(self.runs[size], **its, watch=arm in self.watched) for arm, its in self.arms.items())
 
 
 SCRATCH = Comparison({"small": SMALL, "full": FULL}, ARMS, RATES, "pretrain-rates", ("AdamW", "GaLore", "Fira"))
@@ -153,17 +159,18 @@ def shared(size: Size) -> Pretrain:
 def _ranks(size: Size) -> Cells:
     whole = shared(size).rank
     ranks = (whole // 8, whole // 4, whole // 2, 2 * whole)
-    return tuple(replace(shared(size), **ARMS[arm], rank=r) for r in ranks for arm in ("GaLore, warm, turned", "Fira"))
+    return _on_seeds(
+        replace(shared(size), **ARMS[arm], rank=r) for r in ranks for arm in ("GaLore, warm, turned", "Fira")
+    )
 
 
 def _gaps(size: Size) -> Cells:
     arms, gaps = ("GaLore", "GaLore, warm, turned"), (5, 2, 0.5, 0.2)
-    return tuple(replace(shared(size), **ARMS[arm], gap=round(shared(size).gap / k)) for k in gaps for arm in arms)
+    return _on_seeds(replace(shared(size), **ARMS[arm], gap=round(shared(size).gap / k)) for k in gaps for arm in arms)
 
 
 def _constant(size: Size) -> Cells:
-    base = replace(shared(size), **ARMS["AdamW"], floor=1.0, watch=True)
-    return tuple(replace(base, seed=seed) for seed in range(3))
+    return _on_seeds([replace(shared(size), **ARMS["AdamW"], floor=1.0, watch=True)])
 
 
 PRETRAININGS: dict[str, Experiment] = {

@@ -91,6 +91,20 @@ def test_every_arm_is_run_on_three_seeds_with_nothing_else_different(size, name)
 
 
 @sizes
+@pytest.mark.parametrize(("name", "field", "values"), [("ranks", "rank", 4), ("gaps", "gap", 4)])
+def test_a_rank_and_a_gap_are_swept_on_the_seeds_of_the_default(size, name, field, values):
+    """All of the first seed come first: a part of the runs is a sweep, too."""
+    cells, default = PRETRAININGS[name].cells(size), PRETRAININGS["optimizers"].cells(size)
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    swept = {getattr(cell, field) for cell in cells}
+    assert len(swept) == values
+    assert min(swept) < getattr(shared(size), field) < max(swept)
+    plain = {replace(cell, **{field: getattr(shared(size), field)}) for cell in cells}
+    assert len(cells) == values * len(plain)
+    assert plain <= {replace(cell, watch=False) for cell in default}
+
+
+@sizes
 @given(best=st.fixed_dictionaries({arm: st.integers(0, 11) for arm in {**ARMS, **INSTRUCTED.arms}}))
 def test_the_best_rate_of_its_arm_is_chosen_at_any_rank_gap_and_seed(size, best):
     found = rated(best, size)
