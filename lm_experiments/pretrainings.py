@@ -146,7 +146,7 @@ SCRATCH = Comparison({"small": SMALL, "full": FULL}, ARMS, RATES, "pretrain-rate
 INSTRUCTED = Comparison(
     {"small": ANSWERS, "full": FULL_ANSWERS},
     ANSWERING,
-    dict.fromkeys(ANSWERING, (3e-5, 1e-4, 3e-4, 1e-3)),
+    dict.fromkeys(ANSWERING, (3e-5, 5e-5, 1e-4, 2e-4, 3e-4, 1e-3)),
     "instruct-rates",
 )
 
