@@ -2,27 +2,33 @@
 
 from dataclasses import replace
 from importlib import import_module
-from math import log
+from math import log, log2
 
 import pytest
 
 from figures.claims import hold
 from lm_experiments import records
-from lm_experiments.pretrainings import SCRATCH
+from lm_experiments.pretrainings import INSTRUCTED, SCRATCH
 from lm_experiments.runs import Pretrain
 
-FIGURES = ("pretraining", "real_gradients")
+FIGURES = ("instructions", "pretraining", "real_gradients")
 WORSE = {"low rank": 0.8, "LoRA": 0.03, "GaLore": 0.02, "Fira": -0.1, "APOLLO": -0.08}
 """By how much a perplexity is above full AdamW's, as the papers have it."""
+SMALLER = {SCRATCH.runs["full"].text: 142, INSTRUCTED.runs["full"].text: 370}
+"""AdamW's state, in hundredths of GaLore's, by count."""
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def perplexity(spec: Pretrain, step: int, sign: float) -> float:
-    """Least at the middle one of the rates tried."""
-    arm = SCRATCH.arm("full", replace(spec, steps=SCRATCH.runs["full"].steps))
-    off = log(spec.lr / SCRATCH.rates[arm][2]) ** 2
+    """Least at the middle one of the rates tried, or near it, at the default rank and gap."""
+    among = INSTRUCTED if spec.text == INSTRUCTED.runs["full"].text else SCRATCH
+    default = among.runs["full"]
+    arm = among.arm("full", replace(spec, steps=default.steps))
+    off = log(spec.lr / among.rates[arm][2]) ** 2
     above = WORSE.get(arm, 0.0) if sign > 0 else 0.1 * (arm != "AdamW")
-    return (30 + spec.seed % 3) * (1 + above) * (1 + off) * (2 - step / spec.steps)
+    narrow, often = abs(log2(spec.rank / default.rank)), abs(log2(spec.gap / default.gap))
+    swept = 0.02 * narrow + (0.005 if sign > 0 else 0.1) * often
+    return (30 + spec.seed % 3) * (1 + above) * (1 + off) * (1 + swept) * (2 - step / spec.steps)
 
 
 def gradients(step: int, last: int, sign: float) -> dict[str, object]:
@@ -35,7 +41,7 @@ def gradients(step: int, last: int, sign: float) -> dict[str, object]:
 def made_up(spec: Pretrain, sign: float) -> records.Record[Pretrain]:
     found = {
         "scores": [{"step": step, "perplexity": perplexity(spec, step, sign)} for step in spec.evaluations],
-        "optimizer_bytes": (142 if (spec.optimizer == "adamw") == (sign > 0) else 100) * 2**20,
+        "optimizer_bytes": (SMALLER[spec.text] if (spec.optimizer == "adamw") == (sign > 0) else 100) * 2**20,
         "seconds": 60.0,
     }
     if spec.watch:
