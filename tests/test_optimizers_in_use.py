@@ -82,6 +82,8 @@ def trainer(folder, kind: str, way: str, **changes) -> Trainer:
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
         if way == "layers":
             layerwise(optimizer, changes["gradient_accumulation_steps"])
+        if way == "backward":
+            galore_backward(model, optimizer)
         more = {"optimizers": (optimizer, schedule)}
     return Trainer(model, arguments(folder, **changes), train_dataset=SENTENCES, **more)
 
@@ -90,6 +92,7 @@ def trainer(folder, kind: str, way: str, **changes) -> Trainer:
     ("kind", "way", "accumulate"),
     [
         ("GaLoreAdamW", "class", 2), ("GaLoreAdamW", "layers", 2), ("FiraAdamW", "object", 2),
+        ("GaLoreAdamW", "backward", 2),
         ("Apollo", "object", 1), ("GaLoreAdafactor", "object", 1),
     ],
 )  # fmt: skip
@@ -537,11 +540,15 @@ def saved(optimizer) -> dict:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rank": 2}, "has rank = 3 in group 0, this optimizer 2"),
-        ({"proj_type": "left"}, "has proj_type = 'std' in group 0, this optimizer 'left'"),
-        ({"state": "bf16"}, "has state = 'fp32' in group 0, this optimizer 'bf16'"),
-        ({"projector": "int8"}, "has projector = 'fp32' in group 0, this optimizer 'int8'"),
+        ({"rank": 2}, r"has rank = 3 in group 0 \(parameter 0 of group 0, ...\), this optimizer 2"),
+        ({"proj_type": "left"}, r"has proj_type = 'std' in group 0 \(.*\), this optimizer 'left'"),
+        ({"state": "bf16"}, r"has state = 'fp32' in group 0 \(.*\), this optimizer 'bf16'"),
+        ({"projector": "int8"}, r"has projector = 'fp32' in group 0 \(.*\), this optimizer 'int8'"),
         ({"params": [layer(8, 12), layer(12, 8)]}, r"of parameter 0 of group 0 has bases {'P1': \(8, 3\)}, and here"),
+        (
+            {"params": [layer(14, 8), layer(6, 12)]},
+            r"of parameter 0 of group 0 has exp_avg\w* of shape \(12, 3\)",
+        ),
     ],
 )
 def test_a_run_with_another_plan_is_refused_before_anything_is_changed(change, words):
@@ -557,6 +564,54 @@ def test_a_run_with_another_plan_is_refused_before_anything_is_changed(change, w
     found = other.state_dict()
     assert found["param_groups"] == before["param_groups"]
     torch.testing.assert_close(found["state"], before["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "words"),
+    [
+        ("GaLoreAdafactor", layer(14, 8), r"of parameter 0 of group 0 has exp_avg_sq_row of shape \(12,\), .* \(14,\)"),
+        ("GaLoreSGD", layer(14, 8), r"of parameter 0 of group 0 has momentum_buffer of shape \(12, 3\), .* \(14, 3\)"),
+    ],
+)
+def test_moments_of_weights_of_another_shape_are_refused(kind, params, words):
+    """Bases of the shorter side fit all the same."""
+    options = {"momentum": 0.9} if kind == "GaLoreSGD" else {}
+    weight = layer(12, 8)
+    optimizer, other = (KINDS[kind]([{"params": [one], "rank": 3}], **options) for one in (weight, params))
+    train([weight], optimizer, 0, 2)
+    with pytest.raises(ValueError, match=words):
+        other.load_state_dict(saved(optimizer))
+
+
+def test_states_of_vectors_in_another_order_are_refused():
+    optimizer, other = GaLoreAdamW([layer(5), layer(4)]), GaLoreAdamW([("gain", layer(4)), ("bias", layer(5))])
+    train(optimizer.param_groups[0]["params"], optimizer, 0, 1)
+    with pytest.raises(ValueError, match=r"state of gain has exp_avg\w* of shape \(5,\), and here it is \(4,\)"):
+        other.load_state_dict(saved(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            "FiraAdamW",
+            r"has no variant in group 0 \(block.weight, ...\), this optimizer one: it is another",
+        ),
+        ("Frugal", "has no residual_scale"),
+        ("GaLoreSGD", "has betas in group 0"),
+        ("GaLoreAdafactor", "has betas in group 0"),
+    ],
+)
+def test_a_state_of_another_optimizer_is_refused_either_way(kind, words):
+    one, two = layer(12, 8), layer(12, 8)
+    group = {"params": [("block.weight", one)], "rank": 3}
+    optimizer, other = GaLoreAdamW([group]), KINDS[kind]([{"params": [("block.weight", two)], "rank": 3}])
+    train([one], optimizer, 0, 1)
+    train([two], other, 0, 1)
+    with pytest.raises(ValueError, match=words):
+        other.load_state_dict(saved(optimizer))
+    with pytest.raises(ValueError, match="it is another optimizer's; go on with that, or begin anew"):
+        optimizer.load_state_dict(saved(other))
 
 
 def test_what_may_change_at_a_resume_does():
@@ -709,6 +764,9 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {"rank": 0}, {}, r"rank = 0 of block.weight"),
         ("GaLoreAdamW", {"rank": 2.5}, {}, r"rank = 2.5 of block.weight"),
         ("GaLoreAdamW", {"rank": None}, {}, r"rank = None of block.weight"),
+        ("GaLoreAdamW", {"rank": "4"}, {}, r"rank = '4' of block.weight"),  # as transformers' optim_args are
+        ("GaLoreAdamW", {"update_proj_gap": "4"}, {}, r"update_proj_gap = '4' of block.weight"),
+        ("GaLoreAdamW", {"scale": torch.ones(2)}, {}, r"scale = tensor\(.* of block.weight: take a finite number > 0"),
         ("GaLoreAdamW", {"rank": 9, "proj_type": "tucker"}, {}, r"rank = 9 of block.weight.*<= 8"),
         ("FiraAdamW", {"proj_type": "full"}, {}, r"proj_type = 'full' of block.weight: Fira and APOLLO scale columns"),
         ("Apollo", {}, {"moments": "rotate"}, r"moments = 'rotate' of APOLLO's random bases, which are not"),
@@ -729,7 +787,7 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {"proj_type": "both"}, {}, r"proj_type = 'both' of block.weight: take one of std, reverse_std"),
         ("GaLoreAdamW", {"params": [("bias", layer(5))]}, {}, r"bias of shape \(5,\) has one side only: leave it out"),
         ("GaLoreAdamW", {"params": [("gain", layer())]}, {}, r"gain of shape \(\) has one side only"),
-        ("GaLoreAdamW", {"params": [("none", layer(0, 4))]}, {}, r"rank = 3 of none, whose gradient is 0 x 4"),
+        ("GaLoreAdamW", {"params": [("none", layer(0, 4))]}, {}, r"none of shape \(0, 4\) is empty: leave it out of"),
         ("GaLoreAdamW", {"params": [layer(12, 8), layer(5)]}, {}, r"parameter 1 of group 0 of shape \(5,\) has one"),
         ("GaLoreAdamW", {}, {"refresh": "svd"}, r"refresh = 'svd': take one of exact, randomized, warm, random"),
         ("GaLoreAdamW", {}, {"moments": "turn"}, r"moments = 'turn': take one of keep, rotate, reset"),
@@ -747,7 +805,7 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {}, {"projector": "seed"}, r"projector = 'seed' with refresh = 'warm': only 'random' bases"),
         ("GaLoreAdamW", {}, {"refesh": "exact"}, r"refesh = 'exact' is no option of the optimizer; take .*refresh"),
         ("Apollo", {}, {"gap": 3}, r"gap = 3 is no option"),
-        ("GaLoreAdamW", {}, {"rank": 3}, r"rank = 3 is no option.*key of groups: parameter_groups\(model, rank"),
+        ("GaLoreAdamW", {}, {"rank": 3}, r"rank = 3 is no option of the optimizer; it is a key of groups: para"),
         ("GaLoreSGD", {}, {"momentum": 1.0}, r"momentum = 1.0, nesterov = False: take 0 <= momentum < 1"),
         ("GaLoreSGD", {}, {"nesterov": True}, r"momentum = 0.0, nesterov = True: .*> 0 with nesterov"),
         ("GaLoreAdafactor", {}, {"lr": 0.1}, r"lr = 0.1 with relative_step = True: give one of them"),
@@ -768,6 +826,14 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
 def test_bad_options_are_refused_with_the_value_and_the_remedy(kind, group, options, words):
     with pytest.raises(ValueError, match=words):
         KINDS[kind]([{**MATRIX, **group}], **options)
+
+
+def test_a_group_may_be_empty():
+    """As of a model without one kind of layers."""
+    weight = layer(12, 8)
+    optimizer = GaLoreAdamW([{"params": [], "rank": 3}, {"params": [weight], "rank": 3}])
+    train([weight], optimizer, 0, 1)
+    assert not torch.equal(weight, layer(12, 8))
 
 
 def test_importing_the_optimizers_does_not_import_what_few_need():

@@ -73,8 +73,9 @@ def _defaults(scale: float, own: Mapping[str, Any], options: Mapping[str, Any]) 
             raise ValueError(f"{name} = True: torch.optim.AdamW can do that, these optimizers cannot; leave it out")
     options = {name: value for name, value in options.items() if name not in TORCHS}
     for name in sorted(options.keys() - known.keys()):
-        remedy = "it is a key of groups: parameter_groups(model, rank=...)" if name == "rank" else ", ".join(known)
-        raise ValueError(f"{name} = {options[name]!r} is no option of the optimizer; take {remedy}")
+        remedy = "it is a key of groups: parameter_groups(model, rank=...)"
+        remedy = remedy if name == "rank" else f"take {', '.join(known)}"
+        raise ValueError(f"{name} = {options[name]!r} is no option of the optimizer; {remedy}")
     return {**known, **own, **options}
 
 

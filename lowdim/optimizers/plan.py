@@ -35,18 +35,21 @@ class Plan:
     def __post_init__(self) -> None:
         if self.side not in get_args(Side):
             raise ValueError(f"proj_type = {self.side!r} of {self.name}: take one of {', '.join(get_args(Side))}")
+        if 0 in self.shape:
+            raise ValueError(f"{self.name} of shape {self.shape} is empty: leave it out of the groups that have a rank")
         if len(self.shape) < 2:
             raise ValueError(
                 f"{self.name} of shape {self.shape} has one side only: leave it out of the groups that have a rank"
             )
         if not isinstance(self.rank, Integral) or not 1 <= self.rank <= self.widest:
             raise ValueError(
-                f"rank = {self.rank} of {self.name}, whose gradient is {' x '.join(map(str, self.shape))}: take "
+                f"rank = {self.rank!r} of {self.name}, whose gradient is {' x '.join(map(str, self.shape))}: take "
                 f"1 <= rank <= {self.widest}, or leave it out of the groups that have a rank"
             )
         if not isinstance(self.gap, Integral) or self.gap < 1 or not 0 <= self.offset < self.gap:
-            raise ValueError(f"update_proj_gap = {self.gap} of {self.name}: take 1 or more whole steps")
-        if not isinstance(self.scale, Real | Tensor) or not 0 < self.scale < math.inf:
+            raise ValueError(f"update_proj_gap = {self.gap!r} of {self.name}: take 1 or more whole steps")
+        number = isinstance(self.scale, Real) or (isinstance(self.scale, Tensor) and self.scale.numel() == 1)
+        if not number or not 0 < self.scale < math.inf:
             raise ValueError(f"scale = {self.scale!r} of {self.name}: take a finite number > 0")
 
     @cached_property
@@ -100,11 +103,11 @@ def plans_of(
 
     by_column: whether its rule has a factor for each column, which are those of one projected side only.
     """
-    if "rank" not in group:
+    if "rank" not in group or not named:
         return {}
     gap: Any = group["update_proj_gap"]
     if not isinstance(gap, Integral):
-        raise ValueError(f"update_proj_gap = {gap} of {named[0][0]}: take 1 or more whole steps")
+        raise ValueError(f"update_proj_gap = {gap!r} of {named[0][0]}: take 1 or more whole steps")
     offsets = [index * int(gap) // len(named) if group["stagger"] else 0 for index in range(len(named))]
     plans = {
         p: planned(name, p, group, offset, orthonormal=orthonormal)

@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 
 from .bases import laid_out
+from .checks import named
 from .plan import Plan
 from .sharded import Rows
 from .states import State
+
+PLANNED = ("rank", "proj_type", "state", "codec", "projector")
+OWN = ("betas", "momentum", "decay_rate", "variant", "residual_scale")
+"""What some of the optimizers have, and the others have not."""
 
 
 def fitting(
@@ -18,11 +23,10 @@ def fitting(
     """What is saved of each parameter of ours. Raises ValueError if it is of another rank, side, precision or shape."""
     check_same_plan(groups, state_dict["param_groups"])
     saved = [state_dict["state"].get(index, {}) for group in state_dict["param_groups"] for index in group["params"]]
-    ours = [parameter for group in groups for parameter in group["params"]]
-    pairs = list(zip(saved, ours, strict=False))  # torch raises if one is longer
-    for state, parameter in pairs:
-        check_same_bases(plans.get(parameter), state)
-    return pairs
+    ours = [pair for number, group in enumerate(groups) for pair in named(group, number)]
+    for state, (name, parameter) in zip(saved, ours, strict=False):  # torch raises if one is longer
+        check_same_shapes(parameter, name, plans.get(parameter), state)
+    return [(state, parameter) for state, (_, parameter) in zip(saved, ours, strict=False)]
 
 
 def as_saved(state: State, device: torch.device, rows: Rows | None, divided: Collection[str]) -> State:
@@ -34,25 +38,38 @@ def as_saved(state: State, device: torch.device, rows: Rows | None, divided: Col
     return found
 
 
-def check_same_bases(plan: Plan | None, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError if the saved bases are those of a parameter of another shape."""
+def check_same_shapes(parameter: Tensor, name: str, plan: Plan | None, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError if the saved bases or moments are those of a parameter of another shape."""
+    remedy = "give the parameters in the order, and of the shapes, of the run that is to go on"
     found = {name: tuple(saved[name].shape) for name in ("P0", "P1") if name in saved}
     fits = {f"P{mode}": (plan.shape[mode], rank) for mode, rank in plan.ranks.items()} if plan else {}
     if plan and found and found != fits:
-        raise ValueError(
-            f"the saved state of {plan.name} has bases {found}, and here they are {fits}: give the parameters in the "
-            "order of the run that is to go on"
-        )
+        raise ValueError(f"the saved state of {name} has bases {found}, and here they are {fits}: {remedy}")
+    core = tuple(plan.ranks.get(mode, size) for mode, size in enumerate(plan.shape)) if plan else tuple(parameter.shape)
+    shapes = dict.fromkeys(("exp_avg", "exp_avg_sq", "momentum_buffer", "core"), core)
+    shapes |= {"exp_avg_sq_row": core[:-1], "exp_avg_sq_col": core[:-2] + core[-1:]}
+    for moment in shapes.keys() & saved.keys():
+        has, fit = tuple(saved[moment].shape), shapes[moment]
+        if has != fit:
+            raise ValueError(f"the saved state of {name} has {moment} of shape {has}, and here it is {fit}: {remedy}")
 
 
 def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if the saved states are of another rank, side or precision than ours."""
+    """Raise ValueError if the saved states are another optimizer's, or of another rank, side or precision than ours."""
     for number, (group, other) in enumerate(zip(ours, saved, strict=False)):
-        for key in ("rank", "proj_type", "state", "codec", "projector"):
+        place = f"group {number} ({', '.join(name for name, _ in named(group, number)[:1])}, ...)"
+        for key in OWN:
+            if (key in group) != (key in other):
+                has, here = ("no ", "one") if key in group else ("", "none")
+                raise ValueError(
+                    f"the saved state has {has}{key} in {place}, this optimizer {here}: it is another optimizer's; go "
+                    "on with that, or begin anew"
+                )
+        for key in PLANNED:
             default = {"proj_type": "std"}.get(key)
             one, two = (found.get(key, default) for found in (group, other))
             if one != two:
                 raise ValueError(
-                    f"the saved state has {key} = {two!r} in group {number}, this optimizer {one!r}: make it with the "
-                    "options of the run that is to go on, or begin anew"
+                    f"the saved state has {key} = {two!r} in {place}, this optimizer {one!r}: make it with the options "
+                    "of the run that is to go on, or begin anew"
                 )
