@@ -93,12 +93,14 @@ def galore_backward(model: nn.Module, optimizer: LowRank) -> LowRankBackward:
     """Let the optimizer's linear layers accumulate P^T G (or G P) directly; `grad` stays None between refreshes.
 
     Equal to the projected gradient up to rounding. zero_grad, closures, accumulation and `layerwise` work as before;
-    `torch.nn.utils.clip_grad_norm_` sees nothing: use optimizer.clip_grad_norm_, which clips what there is. Call it
-    before DistributedDataParallel wraps the model: these weights are left out of its buckets, begin as the first
-    process has them, and `step` averages their cores (or, at a refresh, gradients) over the processes. Layers with a
-    forward of their own (subclasses, accelerate's hooks) are left as they are, and gradients of other uses of a weight
-    (tied embeddings, penalties) are projected in `step`. Copies of the model are plain ones. A backward pass for the
-    inputs alone (torch.autograd.grad) accumulates cores, too: call zero_grad after it.
+    `torch.nn.utils.clip_grad_norm_`, and so Trainer's max_grad_norm, sees no cores and clips the other gradients alone:
+    set that to 0 and use optimizer.clip_grad_norm_, which clips what there is. Call galore_backward before
+    DistributedDataParallel wraps the model: these weights are left out of its buckets, begin as the first process has
+    them, and `step` averages their cores (or, at a refresh, gradients) over the processes, all of which must have used
+    the same layers. Layers with a forward of their own (subclasses, accelerate's hooks) are left as they are, and
+    gradients of other uses of a weight (tied embeddings, penalties) are projected in `step`. Copies of the model are
+    plain ones. A backward pass for the inputs alone (torch.autograd.grad) accumulates cores, too: call zero_grad after
+    it.
 
     Raises ValueError if the optimizer needs whole gradients (Fira, APOLLO, Frugal), has no linear layer of the model
     with a projection on one side, or has weights that FSDP2 has divided; and in `step` under a GradScaler.

@@ -47,7 +47,8 @@ def layerwise(optimizer: LowRank, accumulate: int = 1) -> Handles:
     clipped, and gradients must be final when they arrive: no GradScaler.
 
     Under torch.distributed every process has a replica, and each gradient, or its core, is averaged as it arrives, once
-    a step; leave the model unwrapped. DistributedDataParallel would average what is used up by then: `step` says so.
+    a step, so all must use the same layers; leave the model unwrapped. DistributedDataParallel would average what is
+    used up by then: `step` says so.
 
     Raises ValueError for accumulate < 1, if it is layer-wise already, or for weights that FSDP2 has divided.
     """
