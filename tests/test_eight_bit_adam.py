@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lowdim.optimizers import GaLoreAdamW
 from lowdim.quantization import CODECS, Dynamic, Moments, Quantized, adam8bit_, from_bitsandbytes, to_bitsandbytes
 from lowdim.quantization.moments import _walk
 
@@ -244,6 +245,36 @@ def test_states_from_bitsandbytes_and_back_are_the_same_bits_and_it_trains_on(wr
             trained_.grad = gradient.clone()
             optimizer.step()
     assert torch.equal(copy, parameter)
+
+
+def test_a_run_of_bitsandbytes_goes_on_in_our_optimizer_and_back():
+    """Of one step after each change: their CPU kernel finds other codes, on its grid."""
+    shape, more = (90, 50), {"lr": 1e-2, "betas": BETAS, "eps": EPS}
+    adam, parameter = their_adam(shape, 4)
+    weight = torch.nn.Parameter(parameter.detach().clone())
+    ours = GaLoreAdamW([weight], **more, state="8bit", codec="dynamic")
+    found = from_bitsandbytes(adam.state[parameter], CODECS["dynamic"])
+    names = ("exp_avg", "exp_avg_sq")
+    state = {"step": torch.tensor(4.0)}
+    for name, moment in zip(names, found, strict=True):
+        state |= {name: moment.codes, f"{name}_scales": moment.scales}
+    ours.state[weight] = state
+    other, third = their_adam(shape, 0)
+    steps = gradients(shape, 2, seed=6)
+    for gradient, pair in zip(steps, ((adam, parameter), (other, third)), strict=True):
+        theirs, their_weight = pair
+        if theirs is other:
+            moments = [Quantized(state[name], state[f"{name}_scales"]) for name in names]
+            entry = to_bitsandbytes(*moments, int(ours.state[weight]["step"]), CODECS["dynamic"])
+            third.data.copy_(weight.detach())
+            other.load_state_dict({"state": {0: entry}, "param_groups": other.state_dict()["param_groups"]})
+        before = weight.detach().clone()
+        for optimizer, one in ((ours, weight), (theirs, their_weight)):
+            one.grad = gradient.clone()
+            optimizer.step()
+        state = ours.state[weight]
+        torch.testing.assert_close(weight, their_weight, rtol=0, atol=1e-6)
+        assert float((weight - before).detach().abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["power", "dynamic root"])

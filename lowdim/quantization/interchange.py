@@ -5,7 +5,8 @@ Its optimizer keeps for a parameter, uint8 of its shape and float32 by block of 
     M = qmap1[state1] absmax1,   V = qmap2[state2] absmax2,   step
 
 with the signed and the unsigned dynamic map, or M and V in float32 for fewer than 4096 elements. In its state_dict()
-all but the step lie one level deeper. With CODECS["dynamic"] nothing is computed: codes and scales are the same.
+all but the step lie one level deeper. With CODECS["dynamic"] nothing is computed: codes and scales are the same. In
+`lowdim`'s optimizers they are a state's exp_avg, exp_avg_scales, exp_avg_sq, exp_avg_sq_scales, and step is a tensor.
 """
 
 from collections.abc import Mapping
