@@ -11,7 +11,8 @@ target; all else, N elements, has a gradient and two moments of N.
     low-rank              r(m+n)        r(m+n)       2 r(m+n)     0
 
 Counters: 4 bytes for the steps of each tensor that trains, 4 for the norm of each of fira's and apollo's limiters. One
-byte (8bit, int8) means 4 more for each block of 256, and only tensors of 4096 elements or more (bitsandbytes' rule).
+byte (8bit) means 4 more for each block of 256, and only tensors of 4096 elements or more (bitsandbytes' rule); that of
+projectors (int8) 4 for each of the r columns, whatever their size.
 Activations are not counted: they are the same for all but lora and low-rank, and a matter of the batch.
 """
 
@@ -50,6 +51,8 @@ class Memory:
     """Of projectors; in published 8-bit GaLore they stay as the weights are."""
     layerwise: bool = False
     """Each tensor is updated, and its gradient freed, during the backward pass: only the largest gradient is there."""
+    tensors: bool = False
+    """A line for each parameter of the model, too."""
     papers: bool = False
     """Instead: the figures that papers print, and which of them arithmetic reaches."""
 
@@ -73,6 +76,10 @@ class Part(NamedTuple):
     moments: tuple[int, ...]
     """Of each tensor of moments."""
     projector: int = 0
+    columns: int = 0
+    """Of the projector."""
+    name: str = ""
+    """Of the parameter."""
 
 
 class Row(NamedTuple):
@@ -96,10 +103,10 @@ def parts(model: nn.Module, targets: Iterable[str], optimizer: str, rank: int) -
     matrices = {f"{name}.weight" for name in targets}
     for name, parameter in model.named_parameters():
         if name in matrices:
-            yield _target(*parameter.shape, optimizer=optimizer, rank=rank)
+            yield _target(*parameter.shape, optimizer=optimizer, rank=rank)._replace(name=name)
         else:
             count = parameter.numel()
-            yield Part(False, count, (count,), (count, count))
+            yield Part(False, count, (count,), (count, count), name=name)
 
 
 def _target(m: int, n: int, *, optimizer: str, rank: int) -> Part:
@@ -109,7 +116,8 @@ def _target(m: int, n: int, *, optimizer: str, rank: int) -> Part:
     if optimizer in ("lora", "low-rank"):
         factors = (m * r, r * n)
         return Part(True, sum(factors) + m * n * (optimizer == "lora"), factors, factors * 2)
-    return Part(True, m * n, (m * n,), (r * l, r * l), 0 if optimizer.startswith("apollo") else r * k)
+    held = () if optimizer.startswith("apollo") else (r * k, r)
+    return Part(True, m * n, (m * n,), (r * l, r * l), *held)
 
 
 def report(found: Iterable[Part], spec: Memory) -> list[Row]:
@@ -118,7 +126,7 @@ def report(found: Iterable[Part], spec: Memory) -> list[Row]:
     width, eight = WIDTHS[spec.weights], spec.states == "8bit"
     trained = [size for part in found for size in part.trained]
     gradients = max(trained) if spec.layerwise else sum(trained)
-    projectors = [part.projector for part in found if part.projector]
+    projectors = sum(part.projector for part in found)
     counters = len(trained) + sum(part.target for part in found) * (spec.optimizer in LIMITED)
     weights = sum(part.weights for part in found)
     rows = [
@@ -128,7 +136,7 @@ def report(found: Iterable[Part], spec: Memory) -> list[Row]:
             _stored(kind, [n for part in found if part.target == target for n in part.moments], spec.states, eight)
             for kind, target in (("moments of targets", True), ("other moments", False))
         ),
-        _stored("projectors", projectors, spec.projector, eight),
+        Row("projectors", projectors, _based(found, spec.projector), projectors * (1 if eight else 2)),
         Row("counters", counters, 4 * counters),
     ]
     columns = zip(*((row.elements, row.bytes, row.papers) for row in rows), strict=True)
@@ -143,6 +151,11 @@ def states(rows: Iterable[Row]) -> list[Row]:
 def _stored(kind: str, sizes: list[int], dtype: str, eight: bool) -> Row:
     elements = sum(sizes)
     return Row(kind, elements, sum(stored(size, dtype) for size in sizes), elements * (1 if eight else 2))
+
+
+def _based(found: Iterable[Part], dtype: str) -> int:
+    """Bytes of projectors; in int8 with a scale for each column."""
+    return sum(part.projector * WIDTHS[dtype] + 4 * part.columns * (dtype == "int8") for part in found)
 
 
 def stored(size: int, dtype: str) -> int:

@@ -1,5 +1,6 @@
 """What a model and an optimizer need, and what papers print, as tables for a terminal of 80 columns."""
 
+from collections.abc import Iterable
 from textwrap import fill
 
 from rich import box
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from lm_experiments import llama
 from lm_experiments.conventions import PRINTED, RANKS, cell, claims, verdict
-from lm_experiments.memory import Memory, meta, parts, report
+from lm_experiments.memory import Memory, Part, meta, parts, report
 
 NOTE = "GB = 1e9 bytes. papers: 2 bytes an element, 1 in 8 bits; no gradients or scales."
 LEGEND = "GaLore's Tables 6 (weights, states) and 2 (all), in G: printed (computed)"
@@ -25,16 +26,29 @@ def exact(spec: Memory) -> Group:
     """Bytes by kind, the papers' way beside them; below, in GaLore's tables' way, if they have such a cell."""
     model = meta(spec.model)
     table = _table("", "elements", "bytes", "GB", "papers, GB")
-    for row in report(parts(model, llama.targets(model), spec.optimizer, spec.rank), spec):
+    found = list(parts(model, llama.targets(model), spec.optimizer, spec.rank))
+    for row in report(found, spec):
         table.add_row(
             row.kind, f"{row.elements:,}", f"{row.bytes:,}", f"{row.bytes / 1e9:.3f}", f"{row.papers / 1e9:.3f}"
         )
     said = f"{spec.model}, {spec.optimizer}, rank {spec.rank}, weights {spec.weights}, states {spec.states}"
     lines: list[RenderableType] = [said + (", layer by layer" if spec.layerwise else ""), table, NOTE]
+    lines += [by_tensor(found, spec)] if spec.tensors else []
     if spec.model in RANKS and ("all", spec.optimizer) in PRINTED:
         kinds = {kind: cell(kind, spec.optimizer, spec.model, spec.rank) for kind in ("weights", "states", "all")}
         lines.append("As GaLore's Tables 2 and 6, in G: " + ", ".join(f"{k} {v:.2f}" for k, v in kinds.items()))
     return Group(*lines)
+
+
+def by_tensor(found: Iterable[Part], spec: Memory) -> Table:
+    """Bytes of every parameter and what belongs to it; they add up to the kinds', but for layer-wise gradients."""
+    table = _table("bytes", "weights", "gradient", "moments", "projector")
+    for part in found:
+        size = {row.kind: row.bytes for row in report([part], spec)}
+        moments = size["moments of targets"] + size["other moments"]
+        cells = (size["weights"], size["gradients"], moments, size["projectors"])
+        table.add_row(part.name.removesuffix(".weight"), *map(str, cells))
+    return table
 
 
 def papers() -> Group:

@@ -22,7 +22,9 @@ from lm_experiments.conventions import (
 )
 from lm_experiments.factored import factored
 from lm_experiments.memory import Memory, _target, meta, parts, report, states, stored
+from lm_experiments.memory_report import by_tensor
 from lm_experiments.optimize import CLASSES, optimizer, state_bytes
+from lowdim import GaLoreAdamW
 from tests.test_pretrain import of
 from tests.tiny_texts import spec
 
@@ -68,6 +70,19 @@ def test_the_report_of_low_rank_states_is_what_is_in_memory(name):
     said = rows("tiny", name, what.rank, weights="fp32", states="fp32", projector="fp32")
     expected = sum(row.bytes for row in states(said.values()))
     assert expected <= state_bytes(found) <= expected + 64 * len(list(found.state))
+
+
+@pytest.mark.parametrize("projector", ["fp32", "bf16", "int8"])
+def test_projectors_of_any_width_are_what_is_in_memory(projector):
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((40, 24), (300, 100))]
+    found = GaLoreAdamW([{"params": weights, "rank": 5}], projector=projector)
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    found.step()
+    kept = held(value for state in found.state.values() for name, value in state.items() if name.startswith("P"))
+    what = Memory(projector=projector)
+    parts_ = [_target(*weight.shape, optimizer="galore", rank=5) for weight in weights]
+    assert next(row.bytes for row in report(parts_, what) if row.kind == "projectors") == kept
 
 
 @given(size=st.integers(1, 20_000))
@@ -230,6 +245,7 @@ def test_63_3_percent_needs_activations_that_the_printed_59_9_gb_do_not_leave():
         ([], ["7b, galore, rank 1024", "6,476,005,376", "all 18,179,178,787 36,358,358,156 36.358"]),
         (["--model", "60m", "--rank", "128"], ["Tables 2 and 6, in G: weights 0.12, states 0.13, all 0.24"]),
         (["--optimizer", "fira", "--states", "8bit", "--layerwise"], ["fira", "layer by layer"]),
+        (["--tensors"], ["model.layers.31.mlp.down_proj 90177536 90177536 45088768 8388608", "lm_head 262144000"]),
         (["--papers"], ["82.5 % (82.55)-", "65.5 % (65.11)!", "63.3 % (59.65)!", "0.36 (0.352)!"]),
     ],
 )
@@ -239,6 +255,20 @@ def test_the_command_prints_it_in_80_columns(capsys, monkeypatch, line, said):
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert all(part in " ".join(shown.split()) for part in said)
+
+
+@pytest.mark.parametrize("name", ["galore", "fira", "lora", "adamw"])
+def test_tensors_add_up_to_the_kinds(name):
+    spec = Memory(model="60m", optimizer=name, rank=128, states="8bit", projector="int8")
+    model = meta("60m")
+    found = list(parts(model, llama.targets(model), name, 128))
+    assert [part.name for part in found] == [key for key, _ in model.named_parameters()]
+    each = Counter()
+    for part in found:
+        each.update({row.kind: row.bytes for row in report([part], spec)})
+    assert each == {row.kind: row.bytes for row in report(found, spec)}
+    cells = [cell for column in by_tensor(found, spec).columns[1:] for cell in column.cells]
+    assert sum(int(str(cell)) for cell in cells) == each["all"] - each["counters"]
 
 
 @pytest.mark.parametrize("changes", [{"model": "2b"}, {"optimizer": "adam"}, {"rank": 0}, {"optimizer": "apollo-mini"}])
