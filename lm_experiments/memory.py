@@ -116,8 +116,8 @@ def _target(m: int, n: int, *, optimizer: str, rank: int) -> Part:
     if optimizer in ("lora", "low-rank"):
         factors = (m * r, r * n)
         return Part(True, sum(factors) + m * n * (optimizer == "lora"), factors, factors * 2)
-    held = () if optimizer.startswith("apollo") else (r * k, r)
-    return Part(True, m * n, (m * n,), (r * l, r * l), *held)
+    projector = (0, 0) if optimizer.startswith("apollo") else (r * k, r)
+    return Part(True, m * n, (m * n,), (r * l, r * l), *projector)
 
 
 def report(found: Iterable[Part], spec: Memory) -> list[Row]:
