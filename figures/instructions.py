@@ -1,10 +1,14 @@
 """From a pretrained model on, GaLore ends within 1 % of AdamW and Fira 1 to 2 % above, with a quarter of its state.
 
-All weights of SmolLM2-135M-Instruct learn from 768 instructions and their answers, of which the loss is, at rank 32 of
-576. Three quarters of what is left of the state (27 % of AdamW's) are moments of embeddings, which are not projected.
-Arms have their best of six learning rates, factors of 1.5 to 3.3 apart, on one seed, a quarter of the steps and the
-same 63 held-out answers; perplexity is that of a token of these. Subspaces are warm-started and moments turned, the
-default here. Between arms the seeds' order is the same, so that differences of 1 % are seen beside their spread of 3 %.
+All weights of SmolLM2-135M-Instruct, which were 4-bit, learn from 768 instructions and their answers, of which the loss
+is, at rank 32 of 576 (of 192 in keys and values). Three quarters of what is left of the state (27 % of AdamW's) are
+moments of embeddings, which are not projected. Subspaces are warm-started and moments turned. Scales are 4 (GaLore) and
+1 (Fira), no others were tried; Fira's rate, at which embeddings learn, too, is three times that of the others.
+
+Arms have their best of six learning rates, factors of 1.5 to 3.3 apart, on one seed and a quarter of the steps, where
+they end in the opposite order, Fira first. Between those tried a better rate may lie: a parabola says by 0.6 % in
+perplexity for AdamW, by 0.1 % at most for the others. Perplexity is that of the 745 tokens of the same 63 held-out
+answers, so nothing is said of other answers.
 
 After Zhao et al. 2024 (GaLore, arXiv 2403.03507), who fine-tune models of 2 to 7 billion parameters on OpenAssistant's
 conversations, at rank 128. Of Fira (Chen et al. 2024, arXiv 2410.01623) we know no such result: the script its authors
@@ -55,7 +59,7 @@ def check(data: Data) -> list[Claim]:
         Claim("perplexity before over after training, least of all arms", learned.min(), at_least=1.5),
         Claim("GaLore over AdamW, least", galore.min(), at_least=0.99),
         Claim("the same, most", galore.max(), at_most=1.01),
-        Claim("Fira over AdamW, least", fira.min(), at_least=1),
+        Claim("Fira over AdamW, least", fira.min(), at_least=1.005),
         Claim("the same, most", fira.max(), at_most=1.03),
         Claim("AdamW's state over GaLore's", data.smaller(GALORE), at_least=3.5),
         Claim("AdamW's state over Fira's", data.smaller(FIRA), at_least=3.5),

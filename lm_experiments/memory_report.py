@@ -43,6 +43,7 @@ def exact(spec: Memory) -> Group:
 def by_tensor(found: Iterable[Part], spec: Memory) -> Table:
     """Bytes of every parameter and what belongs to it; they add up to the kinds', but for layer-wise gradients."""
     table = _table("bytes", "weights", "gradient", "moments", "projector")
+    table.columns[0].overflow = "fold"
     for part in found:
         size = {row.kind: row.bytes for row in report([part], spec)}
         moments = size["moments of targets"] + size["other moments"]

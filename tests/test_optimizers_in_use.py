@@ -831,7 +831,7 @@ def test_bad_options_are_refused_with_the_value_and_the_remedy(kind, group, opti
 def test_a_group_may_be_empty():
     """As of a model without one kind of layers."""
     weight = layer(12, 8)
-    optimizer = GaLoreAdamW([{"params": [], "rank": 3}, {"params": [weight], "rank": 3}])
+    optimizer = GaLoreAdamW([{"params": [], "rank": 3, "update_proj_gap": 4.5}, {"params": [weight], "rank": 3}])
     train([weight], optimizer, 0, 1)
     assert not torch.equal(weight, layer(12, 8))
 

@@ -220,7 +220,8 @@ class LowRank(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but every tensor keeps its own dtype: 8-bit codes and float32 moments of bfloat16 weights.
 
-        Raises ValueError, before anything is loaded, for a state of another optimizer, rank, side, precision or shape.
+        Raises ValueError, before anything is loaded or a hook called, for a state of another optimizer, rank, side,
+        precision or shape. Not told apart are APOLLO, APOLLO-Mini and GaLore with the same kind of projector.
         """
         self._notice()
         pairs = fitting(state_dict, self.param_groups, self.plans)

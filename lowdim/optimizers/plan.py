@@ -48,7 +48,8 @@ class Plan:
             )
         if not isinstance(self.gap, Integral) or self.gap < 1 or not 0 <= self.offset < self.gap:
             raise ValueError(f"update_proj_gap = {self.gap!r} of {self.name}: take 1 or more whole steps")
-        number = isinstance(self.scale, Real) or (isinstance(self.scale, Tensor) and self.scale.numel() == 1)
+        scale = self.scale
+        number = isinstance(scale, Real) or (isinstance(scale, Tensor) and not scale.ndim and scale.is_floating_point())
         if not number or not 0 < self.scale < math.inf:
             raise ValueError(f"scale = {self.scale!r} of {self.name}: take a finite number > 0")
 

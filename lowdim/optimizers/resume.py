@@ -48,8 +48,8 @@ def check_same_shapes(parameter: Tensor, name: str, plan: Plan | None, saved: Ma
     core = tuple(plan.ranks.get(mode, size) for mode, size in enumerate(plan.shape)) if plan else tuple(parameter.shape)
     shapes = dict.fromkeys(("exp_avg", "exp_avg_sq", "momentum_buffer", "core"), core)
     shapes |= {"exp_avg_sq_row": core[:-1], "exp_avg_sq_col": core[:-2] + core[-1:]}
-    for moment in shapes.keys() & saved.keys():
-        has, fit = tuple(saved[moment].shape), shapes[moment]
+    for moment, fit in shapes.items():
+        has = tuple(saved[moment].shape) if moment in saved else fit
         if has != fit:
             raise ValueError(f"the saved state of {name} has {moment} of shape {has}, and here it is {fit}: {remedy}")
 
@@ -57,7 +57,7 @@ def check_same_shapes(parameter: Tensor, name: str, plan: Plan | None, saved: Ma
 def check_same_plan(ours: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError if the saved states are another optimizer's, or of another rank, side or precision than ours."""
     for number, (group, other) in enumerate(zip(ours, saved, strict=False)):
-        place = f"group {number} ({', '.join(name for name, _ in named(group, number)[:1])}, ...)"
+        place = f"group {number}" + "".join(f" ({name}, ...)" for name, _ in named(group, number)[:1])
         for key in OWN:
             if (key in group) != (key in other):
                 has, here = ("no ", "one") if key in group else ("", "none")
