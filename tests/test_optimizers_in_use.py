@@ -767,6 +767,8 @@ MATRIX = {"params": [("block.weight", layer(12, 8))], "rank": 3}
         ("GaLoreAdamW", {"rank": "4"}, {}, r"rank = '4' of block.weight"),  # as transformers' optim_args are
         ("GaLoreAdamW", {"update_proj_gap": "4"}, {}, r"update_proj_gap = '4' of block.weight"),
         ("GaLoreAdamW", {"scale": torch.ones(2)}, {}, r"scale = tensor\(.* of block.weight: take a finite number > 0"),
+        ("GaLoreAdamW", {"scale": torch.ones(1)}, {}, r"scale = tensor\(.* of block.weight: take a finite number > 0"),
+        ("GaLoreAdamW", {"scale": torch.tensor(1j)}, {}, r"scale = tensor\(.* of block.weight: take a finite"),
         ("GaLoreAdamW", {"rank": 9, "proj_type": "tucker"}, {}, r"rank = 9 of block.weight.*<= 8"),
         ("FiraAdamW", {"proj_type": "full"}, {}, r"proj_type = 'full' of block.weight: Fira and APOLLO scale columns"),
         ("Apollo", {}, {"moments": "rotate"}, r"moments = 'rotate' of APOLLO's random bases, which are not"),
