@@ -2,8 +2,9 @@
 
 The runs of `pretraining`, a 3M LLaMA on books for 600 steps, at ranks from 8 to 128 of 256, and with a new subspace
 every 10 to 250 steps; learning rates are those chosen at rank 64 and 50 steps, which may favour these. At rank 8 Fira
-is ahead of GaLore, but not of GaLore at rank 64 (of 7 billion weights its authors say so). Warm-started subspaces with
-turned moments are ahead of exact ones with moments kept where they are found every 10 steps, and not at 50.
+(exact subspaces, moments kept) is ahead of GaLore (warm ones, moments turned), but not of GaLore at rank 64, as its
+authors say of 7 billion weights. Warm-started subspaces with turned moments are ahead of exact ones with moments kept
+where they are found every 10 steps, and not at 50.
 
 After Zhao et al. 2024 (GaLore, arXiv 2403.03507), Figure 5, who find gaps from 50 to 1000 steps alike on 130 million
 weights, and Chen et al. 2024 (Fira, arXiv 2410.01623).
