@@ -15,29 +15,16 @@ conversations, at rank 128. Of Fira (Chen et al. 2024, arXiv 2410.01623) we know
 released fine-tunes adapters.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from matplotlib.figure import Figure
 
 from figures import style
 from figures.claims import Claim
-from figures.pretraining import Data, compared
-from figures.recorded import Recorded
+from figures.pretraining import Data, Spec, compared
 from lm_experiments.pretrainings import INSTRUCTED
 from sims.sweep import Sweep, in_process
 
 ADAMW, GALORE, FIRA = INSTRUCTED.arms
 COLOURS = {ADAMW: style.BLACK, GALORE: style.GREEN, FIRA: style.RED}
-
-
-@dataclass(frozen=True)
-class Spec(Recorded):
-    """python -m lm_experiments instruct-rates, and instruct, make the records."""
-
-    FULL: ClassVar = 3
-    seeds: int = 3
-    """Runs of each arm."""
 
 
 def data(spec: Spec, sweep: Sweep = in_process) -> Data:

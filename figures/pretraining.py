@@ -36,8 +36,8 @@ DOTTED = ("AdamW, two rates", "GaLore, 8 bits")  # of the colour of another arm
 
 @dataclass(frozen=True)
 class Spec(Recorded):
-    """python -m lm_experiments pretrain-rates and optimizers make the records; of real_gradients constant, too, and of
-    pretraining_subspaces ranks and gaps."""
+    """python -m lm_experiments pretrain-rates and optimizers make the records; of real_gradients constant, too, of
+    pretraining_subspaces ranks and gaps; of instructions instruct-rates and instruct, in their place."""
 
     FULL: ClassVar = 3
     seeds: int = 3

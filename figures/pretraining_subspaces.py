@@ -69,7 +69,7 @@ def _table(
 
 def check(data: Data) -> list[Claim]:
     """Of every seed, unless it says mean."""
-    (turned, fira), (plain, often) = data.by_rank, data.by_gap
+    (turned, fira), (plain, warm) = data.by_rank, data.by_gap
     narrow = fira[0] / turned[data.ranks.index(data.default[0])]
     spread = data.by_gap.max(axis=1) / data.by_gap.min(axis=1)
     if data.spec.size == "full":
@@ -78,10 +78,10 @@ def check(data: Data) -> list[Claim]:
             Claim("GaLore: largest over least of all gaps, mean (the paper: alike)", spread[0].mean(), at_most=1.05),
         ]
     means = data.by_rank.mean(axis=2)
-    steps = means[:, 1:] / means[:, :-1]
+    higher = means[:, 1:] / means[:, :-1]
     ends = data.by_rank[:, 0] / data.by_rank[:, -1]
     return [
-        Claim("from a rank to the next higher one, ratio of means, most", steps.max(), at_most=1),
+        Claim("from a rank to the next higher one, ratio of means, most", higher.max(), at_most=1),
         Claim("least rank over largest, GaLore, least", ends[0].min(), at_least=1.1),
         Claim("the same, Fira, least", ends[1].min(), at_least=1.05),
         Claim("the same, Fira's over GaLore's, most", (ends[1] / ends[0]).max(), at_most=0.98),
@@ -89,8 +89,8 @@ def check(data: Data) -> list[Claim]:
         Claim("Fira over GaLore at the largest rank, least", (fira[-1] / turned[-1]).min(), at_least=0.97),
         Claim("Fira at an eighth of the rank over GaLore, least", narrow.min(), at_least=1.03),
         Claim("largest over least of all gaps, most", spread.max(), at_most=1.05),
-        Claim("warm and turned over GaLore at the least gap, most", (often[0] / plain[0]).max(), at_most=1),
-        Claim("warm and turned, least gap over largest, most", (often[0] / often[-1]).max(), at_most=1),
+        Claim("warm and turned over GaLore at the least gap, most", (warm[0] / plain[0]).max(), at_most=1),
+        Claim("warm and turned, least gap over largest, most", (warm[0] / warm[-1]).max(), at_most=1),
     ]
 
 
